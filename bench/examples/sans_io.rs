@@ -38,7 +38,7 @@ use net::codec::request::{self, Request};
 use net::codec::response;
 use net::records::batch;
 use net::records::build::BatchBuilder;
-use types::{GroupId, HardState, Term};
+use types::{GroupId, HardState, RaftIndex, Term};
 use uuid::Uuid;
 use wal::record::{Entry, Span};
 use wal::ring::format::Record;
@@ -218,8 +218,8 @@ fn raft(times: u64) -> Result<(), Failure> {
             group.compact(applied);
         }
     }
-    let applied: Vec<u64> = replicas.0.iter().map(Group::applied).collect();
-    match applied.iter().all(|index| *index > times && *index == applied[0]) {
+    let applied: Vec<RaftIndex> = replicas.0.iter().map(Group::applied).collect();
+    match applied.iter().all(|index| index.get() > times && *index == applied[0]) {
         true => Ok(()),
         false => Err(format!("the replicas applied up to {applied:?}").into()),
     }
@@ -230,11 +230,17 @@ fn ring(times: u64) -> Result<(), Failure> {
     let config = RingConfig { ring_id: Some(1), ..RingConfig::of_bytes(16 << 20) };
     let mut ring = Ring::new(config, 0, config.segments, RingStart { ring_id: 1, ..RingStart::default() });
     let payload = Bytes::from(vec![7; PAYLOAD]);
-    let hard_state = HardState { term: Term(1), vote: 1, commit: 0 };
+    let hard_state = HardState { term: Term(1), vote: 1, commit: RaftIndex::ZERO };
     for index in 1..=times {
         let span = Span { base_offset: index - 1, count: 1, max_timestamp: 0 };
         let data = Bytes::from_static(&[0; 32]);
-        let entry = Entry { index, term: Term(1), entry_type: 0, data, payload: Some((span, payload.clone())) };
+        let entry = Entry {
+            index: RaftIndex::new(index),
+            term: Term(1),
+            entry_type: 0,
+            data,
+            payload: Some((span, payload.clone())),
+        };
         let staged = ring.append(GroupId(1), hard_state, Record::Entry { entry: &entry });
         black_box(staged.map_err(|refused| format!("{refused:?}"))?);
         if index % 16 == 0 {

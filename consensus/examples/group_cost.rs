@@ -11,7 +11,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::Instant,
 };
-use types::GroupId;
+use types::{GroupId, RaftIndex};
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
@@ -86,7 +86,7 @@ fn many_groups() {
     let mut groups: Vec<Group> = (0..GROUPS).map(leader).collect();
     println!("{GROUPS} groups led after {} ms", begun.elapsed().as_millis());
     groups.iter_mut().for_each(|group| {
-        group.compact(u64::MAX);
+        group.compact(RaftIndex::MAX);
     });
     println!("{} bytes a group", (HELD.load(Relaxed) - held) as u64 / GROUPS);
     let begun = Instant::now();

@@ -2,7 +2,7 @@
 //! Lives on: the owning core. These are numbers only; the caller knows what they mean.
 
 use bytes::Bytes;
-use types::Term;
+use types::{RaftIndex, Term};
 
 /// The offsets that a payload covers: `base .. base + count`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct Span {
 /// One Raft entry: its small data and, for a partition's batch, the payload that travels beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    pub index: u64,
+    pub index: RaftIndex,
     pub term: Term,
     /// The Raft entry's type, as its number in raft-proto (normal, conf change, …).
     pub entry_type: u8,
@@ -40,7 +40,7 @@ pub struct LogPos(pub u64);
 /// An entry's place in its log, and the offset behind it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogMark {
-    pub index: u64,
+    pub index: RaftIndex,
     pub term: Term,
     pub offset: u64,
 }
@@ -82,7 +82,7 @@ pub struct Batch {
     pub base_offset: u64,
     pub count: u32,
     pub max_timestamp: i64,
-    pub index: u64,
+    pub index: RaftIndex,
     pub term: Term,
     pub bytes: Bytes,
 }

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use serde::Serialize;
-use types::{GroupId, HardState, Term};
+use types::{GroupId, HardState, RaftIndex, Term};
 use wal::disk::Disk;
 use wal::disk::glommio::GlommioDisk;
 use wal::disk::uring::UringDisk;
@@ -169,8 +169,9 @@ async fn append_until<D: Disk>(
         index += 1;
         let span = Span { base_offset: index - 1, count: 1, max_timestamp: -1 };
         let payload = Some((span, payload.clone()));
-        let entry = Entry { index, term: Term(1), entry_type: 0, data: data.clone(), payload };
-        let staged = journal.append(group, HardState { term: Term(1), vote: 1, commit: index - 1 }, &entry)?;
+        let entry = Entry { index: RaftIndex::new(index), term: Term(1), entry_type: 0, data: data.clone(), payload };
+        let staged =
+            journal.append(group, HardState { term: Term(1), vote: 1, commit: RaftIndex::new(index - 1) }, &entry)?;
         while journal.durable() < staged.pos {
             journal.durable_past(journal.durable()).await?;
         }

@@ -14,7 +14,7 @@ use consensus::wire::{
     Beat, Caller, Consistency, Frame, Hello, MeshTimes, PeerMessage, Rest, SnapshotChunk, ToolAnswer, ToolAsk,
     ToolRequest, ToolResponse, encode_hello, encode_request, encode_response,
 };
-use types::{GroupId, Position, Term};
+use types::{GroupId, Position, RaftIndex, Term};
 use uuid::Uuid;
 
 const GROUP: GroupId = GroupId(4);
@@ -27,12 +27,12 @@ pub fn messages() -> Vec<Vec<u8>> {
         PeerMessage::Raft { group: GROUP, message: append() },
         PeerMessage::Raft { group: GROUP, message: snapshot() },
         PeerMessage::Append { group: GROUP, message: append(), payloads: vec![(1, Bytes::from_static(b"a batch"))] },
-        PeerMessage::Rest(Rest { group: GROUP, at: Position { index: 7, term: Term(3) } }),
+        PeerMessage::Rest(Rest { group: GROUP, at: Position { index: RaftIndex::new(7), term: Term(3) } }),
         PeerMessage::Beat(Beat { incarnation: 1, core: 0, cores: 2, healthy: true }),
         PeerMessage::Elect { group: GROUP },
         PeerMessage::SnapshotChunk(SnapshotChunk {
             group: GROUP,
-            index: 1,
+            index: RaftIndex::new(1),
             term: Term(2),
             offset: 3,
             total: 9,
@@ -71,14 +71,14 @@ fn accepted() -> Accepted {
     let produced = Outcome::ProducerIds { first: 0, count: 5 };
     Accepted {
         term: Term(1),
-        index: 2,
+        index: RaftIndex::new(2),
         results: vec![Ok(Ok(produced)), Ok(Ok(Outcome::LeadersSet)), Err(AskedTooLate)],
     }
 }
 
 fn quorum() -> Quorum {
-    let voter = Progress { peer: 1, matched: 3, heard_ms_ago: Some(0), caught_up_ms_ago: None };
-    Quorum { leader: 1, term: Term(2), commit: 3, voters: vec![voter], learners: vec![voter] }
+    let voter = Progress { peer: 1, matched: RaftIndex::new(3), heard_ms_ago: Some(0), caught_up_ms_ago: None };
+    Quorum { leader: 1, term: Term(2), commit: RaftIndex::new(3), voters: vec![voter], learners: vec![voter] }
 }
 
 fn plane() -> Vec<PlaneMessage> {
@@ -89,7 +89,7 @@ fn plane() -> Vec<PlaneMessage> {
         PlaneMessage::ReadIndex { ask: ASK },
         PlaneMessage::ReadIndexed { ask: ASK, answer: Err(Refused::Busy) },
         PlaneMessage::Probe { incarnation: 1, sent_at },
-        PlaneMessage::Heartbeat { incarnation: 1, sent_at, term: Term(2), commit: 3 },
+        PlaneMessage::Heartbeat { incarnation: 1, sent_at, term: Term(2), commit: RaftIndex::new(3) },
         PlaneMessage::Describe { ask: ASK },
         PlaneMessage::Described { ask: ASK, answer: Ok(quorum()) },
         PlaneMessage::Described { ask: ASK, answer: Err(Refused::NotLeader { leader: Some(5) }) },

@@ -5,12 +5,12 @@ use crate::group::Group;
 use crate::group::errors::{ConfigurationError, EntryError};
 use bytes::Bytes;
 use raft::eraftpb::{self, EntryType, Message};
-use types::{GroupId, HardState, Position, Term, TermRun};
+use types::{GroupId, HardState, Position, RaftIndex, Term, TermRun};
 
 /// One log entry. `data` is small; a payload, if it has one, travels beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    pub index: u64,
+    pub index: RaftIndex,
     pub term: Term,
     /// raft-proto's number: 0 normal, 1 and 2 configuration changes.
     pub entry_type: u8,
@@ -32,12 +32,17 @@ impl Entry {
     pub(crate) const KIND_MAX: u8 = ENTRY_MEMBERS;
 
     pub(crate) fn from_raft(entry: eraftpb::Entry) -> Self {
-        Self { index: entry.index, term: Term(entry.term), entry_type: entry.entry_type as u8, data: entry.data }
+        Self {
+            index: RaftIndex::new(entry.index),
+            term: Term(entry.term),
+            entry_type: entry.entry_type as u8,
+            data: entry.data,
+        }
     }
 
     pub(crate) fn into_raft(self) -> eraftpb::Entry {
         let mut entry =
-            eraftpb::Entry { index: self.index, term: self.term.0, data: self.data, ..eraftpb::Entry::default() };
+            eraftpb::Entry { index: self.index.get(), term: self.term.0, data: self.data, ..eraftpb::Entry::default() };
         entry.set_entry_type(match self.entry_type {
             0 => EntryType::EntryNormal,
             1 => EntryType::EntryConfChange,
@@ -134,7 +139,7 @@ pub struct Restored {
     /// Ascending, without holes.
     pub entries: Vec<Entry>,
     /// The last applied index: at least that of `before`, at most the last index.
-    pub applied: u64,
+    pub applied: RaftIndex,
 }
 
 /// Why an entry was not appended.
@@ -151,7 +156,7 @@ pub enum ProposeError {
 #[error("group {group} has stopped before its committed entry {index}, which can't be applied: {why}")]
 pub struct Unreadable {
     pub group: GroupId,
-    pub index: u64,
+    pub index: RaftIndex,
     pub why: EntryError,
 }
 
@@ -211,8 +216,8 @@ pub struct SnapshotMark {
 
 /// Entries to fetch from the log's store: from `from` on, and below `below`. Fewer will do.
 pub struct Wanted {
-    pub from: u64,
-    pub below: u64,
+    pub from: RaftIndex,
+    pub below: RaftIndex,
     pub(crate) context: raft::GetEntriesContext,
 }
 
@@ -221,7 +226,7 @@ pub struct Wanted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadIndex {
     pub token: u64,
-    pub index: u64,
+    pub index: RaftIndex,
 }
 
 /// A peer's progress as its leader knows it.
@@ -230,7 +235,7 @@ pub struct PeerProgress {
     pub peer: u64,
     pub voter: bool,
     /// The last index that it has acknowledged.
-    pub matched: u64,
+    pub matched: RaftIndex,
     /// Whether the leader has heard from it since its last quorum check.
     pub active: bool,
 }

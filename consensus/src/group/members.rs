@@ -23,6 +23,7 @@
 use crate::group::errors::ConfigurationError;
 use bytes::Bytes;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState};
+use types::RaftIndex;
 
 const VERSION: u8 = 1;
 const VERSION_ALL: u8 = 2;
@@ -165,12 +166,12 @@ pub fn encode(state: &ConfState) -> Bytes {
 }
 
 /// Encodes configurations, each with the first index at which it is in force. The last is the current one.
-pub(crate) fn encode_all(all: &[(u64, ConfState)]) -> Bytes {
+pub(crate) fn encode_all(all: &[(RaftIndex, ConfState)]) -> Bytes {
     let mut bytes = vec![VERSION_ALL, 0, 0, 0];
     bytes.extend_from_slice(&(all.len() as u32).to_le_bytes());
     for (index, state) in all {
         let state = encode(state);
-        bytes.extend_from_slice(&index.to_le_bytes());
+        bytes.extend_from_slice(&index.get().to_le_bytes());
         bytes.extend_from_slice(&(state.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&state);
     }
@@ -178,16 +179,16 @@ pub(crate) fn encode_all(all: &[(u64, ConfState)]) -> Bytes {
 }
 
 /// Decodes the bytes of [`encode_all`], or those of [`encode`] as one configuration that was always in force.
-pub(crate) fn decode_all(bytes: &[u8]) -> Result<Vec<(u64, ConfState)>, ConfigurationError> {
+pub(crate) fn decode_all(bytes: &[u8]) -> Result<Vec<(RaftIndex, ConfState)>, ConfigurationError> {
     if bytes.first() != Some(&VERSION_ALL) {
-        return Ok(vec![(0, decode(bytes)?)]);
+        return Ok(vec![(RaftIndex::ZERO, decode(bytes)?)]);
     }
     let (head, mut rest) = bytes.split_at_checked(8).ok_or(ConfigurationError::Ends)?;
     let count = u32::from_le_bytes(head[4..].try_into().expect("four bytes"));
     let mut all = Vec::new();
     for _ in 0..count {
         let (head, behind) = rest.split_at_checked(12).ok_or(ConfigurationError::Ends)?;
-        let index = u64::from_le_bytes(head[..8].try_into().expect("eight bytes"));
+        let index = RaftIndex::new(u64::from_le_bytes(head[..8].try_into().expect("eight bytes")));
         let length = u32::from_le_bytes(head[8..].try_into().expect("four bytes")) as usize;
         let (state, behind) = behind.split_at_checked(length).ok_or(ConfigurationError::Ends)?;
         all.push((index, decode(state)?));
@@ -272,11 +273,12 @@ mod tests {
 
     #[test]
     fn configurations_come_back_with_the_indices_from_which_they_were_in_force() {
-        let all = vec![(0, ConfState::from((vec![1, 2], vec![]))), (9, ConfState::from((vec![2, 3], vec![4])))];
+        let (first, second) = (ConfState::from((vec![1, 2], vec![])), ConfState::from((vec![2, 3], vec![4])));
+        let all = vec![(RaftIndex::ZERO, first), (RaftIndex::new(9), second)];
         let bytes = encode_all(&all);
         assert_eq!(decode_all(&bytes), Ok(all.clone()));
         assert_eq!(bytes[..16], [2, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(decode_all(&encode(&all[1].1)), Ok(vec![(0, all[1].1.clone())]));
+        assert_eq!(decode_all(&encode(&all[1].1)), Ok(vec![(RaftIndex::ZERO, all[1].1.clone())]));
         for length in 0..bytes.len() {
             assert!(decode_all(&bytes[..length]).is_err(), "{length} bytes");
         }

@@ -48,7 +48,7 @@ use raft::{
     eraftpb::{self, ConfChangeV2, ConfState},
 };
 use std::collections::VecDeque;
-use types::{GroupId, Position, Term};
+use types::{GroupId, Position, RaftIndex, Term};
 
 pub struct Group {
     id: GroupId,
@@ -59,11 +59,11 @@ pub struct Group {
     /// The current term, and the number of the first Ready that had it.
     term_since: (Term, u64),
     /// Membership changes that were handed out and are not applied yet, with their indices.
-    changes: VecDeque<(u64, ConfChangeV2)>,
+    changes: VecDeque<(RaftIndex, ConfChangeV2)>,
     /// The number of the Ready that brought a snapshot, and the snapshot's index, until that Ready is durable.
-    restoring: Option<(u64, u64)>,
+    restoring: Option<(u64, RaftIndex)>,
     /// The configurations over the retained log, each with the first index at which it is in force.
-    configurations: Vec<(u64, ConfState)>,
+    configurations: Vec<(RaftIndex, ConfState)>,
     /// For how many ticks this replica grants no vote after it has heard from a leader.
     promised_ticks: usize,
     kept_entries_max: u64,
@@ -101,22 +101,22 @@ fn is_of_peers(message: &Message) -> bool {
 }
 
 /// The configurations that a checkpoint holds, or the one with which the group begins.
-fn configurations(config: &GroupConfig, checkpointed: &[u8]) -> Result<Vec<(u64, ConfState)>, RestoreError> {
+fn configurations(config: &GroupConfig, checkpointed: &[u8]) -> Result<Vec<(RaftIndex, ConfState)>, RestoreError> {
     if checkpointed.is_empty() {
-        return Ok(vec![(0, ConfState::from((config.voters.clone(), vec![])))]);
+        return Ok(vec![(RaftIndex::ZERO, ConfState::from((config.voters.clone(), vec![])))]);
     }
     members::decode_all(checkpointed).map_err(|why| RestoreError::ConfState { group: config.group, why })
 }
 
 /// raft-rs's settings for a group that has applied the entries up to `applied`.
-fn raft_config(config: &GroupConfig, applied: u64) -> Config {
+fn raft_config(config: &GroupConfig, applied: RaftIndex) -> Config {
     Config {
         id: config.peer,
         election_tick: config.election_ticks,
         heartbeat_tick: config.heartbeat_ticks,
         min_election_tick: config.election_ticks + config.election_jitter,
         max_election_tick: config.election_ticks + config.election_jitter + 1,
-        applied,
+        applied: applied.get(),
         max_size_per_msg: config.uncommitted_bytes_max.min(1 << 20),
         // Each peer's progress reserves 8 bytes for each of these messages.
         max_inflight_msgs: 64,
@@ -131,19 +131,20 @@ fn raft_config(config: &GroupConfig, applied: u64) -> Config {
 impl Group {
     pub fn new(config: GroupConfig, restored: Restored) -> Result<Self, RestoreError> {
         let refused = |why: String| RestoreError::Raft { group: config.group, why };
-        let before = restored.before.map_or(0, |before| before.index);
+        let before = restored.before.map_or(RaftIndex::ZERO, |before| before.index);
         if let Some(run) = restored.terms.last().filter(|run| run.term > restored.hard_state.term) {
             let (last, term) = (run.term, restored.hard_state.term);
             return Err(refused(format!("the log ends in term {last}, but the hard state's term is only {term}")));
         }
         let configurations = configurations(&config, &restored.conf_state)?;
         let conf_state = configurations.last().expect("there is one").1.clone();
+        // The recorded commit index lags, because it is written only with the next record. Applied or compacted entries
+        // were committed.
+        let commit = restored.hard_state.commit.max(restored.applied).max(before);
         let hard_state = eraftpb::HardState {
             term: restored.hard_state.term.0,
             vote: restored.hard_state.vote,
-            // The recorded commit index lags, because it is written only with the next record. Applied or compacted
-            // entries were committed.
-            commit: restored.hard_state.commit.max(restored.applied).max(before),
+            commit: commit.get(),
             ..eraftpb::HardState::default()
         };
         let entries: VecDeque<eraftpb::Entry> = restored.entries.into_iter().map(Entry::into_raft).collect();
@@ -156,8 +157,8 @@ impl Group {
             restored.terms,
             config.beside,
         );
-        if hard_state.commit > storage.last() {
-            let (commit, last) = (hard_state.commit, storage.last());
+        if commit > storage.last() {
+            let last = storage.last();
             return Err(refused(format!("entries up to {commit} were committed, but the log ends at {last}")));
         }
         let raft_config = raft_config(&config, restored.applied.max(before));
@@ -221,12 +222,15 @@ impl Group {
             MessageType::MsgTimeoutNow if self.may_not_stand() => return self.refuse(&message),
             // This rejection was sent before the peer acknowledged later entries. raft-rs would go back to entries
             // that may be gone by now.
-            MessageType::MsgAppendResponse if message.reject && message.index <= self.matched_by(message.from) => {
+            MessageType::MsgAppendResponse
+                if message.reject && RaftIndex::new(message.index) <= self.matched_by(message.from) =>
+            {
                 return self.refuse(&message);
             }
             // Skip whole terms in one step. raft-rs would probe entry by entry, however many there are.
             MessageType::MsgAppendResponse if message.reject && message.log_term > 0 => {
-                message.reject_hint = self.raw.store().last_of_term(message.reject_hint, Term(message.log_term));
+                let hint = RaftIndex::new(message.reject_hint);
+                message.reject_hint = self.raw.store().last_of_term(hint, Term(message.log_term)).get();
             }
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
                 if self.vow_ticks > 0 && message.context[..] != *CAMPAIGN_TRANSFER =>
@@ -242,9 +246,9 @@ impl Group {
     }
 
     /// The last index that a peer is known to have; 0 if this replica does not lead.
-    fn matched_by(&self, peer: u64) -> u64 {
+    fn matched_by(&self, peer: u64) -> RaftIndex {
         let progress = self.raw.raft.prs().get(peer).filter(|_| self.is_leader());
-        progress.map_or(0, |progress| progress.matched)
+        progress.map_or(RaftIndex::ZERO, |progress| RaftIndex::new(progress.matched))
     }
 
     /// Handles the leader's MsgSnapshot. To be called once the snapshot's state is durable beside the log.
@@ -283,8 +287,8 @@ impl Group {
 
     /// Stops the group: the committed entry at `index` can't be applied, and it must not be skipped. All entries
     /// before it are applied. The replica stops leading, accepts no more messages and hands out no more Readys.
-    pub fn stop(&mut self, index: u64, why: EntryError) {
-        tracing::debug!(group = self.id.0, index, %why, "the group stops");
+    pub fn stop(&mut self, index: RaftIndex, why: EntryError) {
+        tracing::debug!(group = self.id.0, %index, %why, "the group stops");
         self.unreadable.get_or_insert(Unreadable { group: self.id, index, why });
         if self.is_leader() {
             let term = self.term();
@@ -424,7 +428,7 @@ impl Group {
     /// read. The next Ready sends them.
     pub fn fetched(&mut self, wanted: Wanted, entries: Vec<Entry>) {
         let is_it = |(at, entry): (u64, &Entry)| {
-            entry.index == wanted.from + at && self.term_at(entry.index) == Some(entry.term)
+            entry.index == wanted.from.plus(at) && self.term_at(entry.index) == Some(entry.term)
         };
         if !(0..).zip(&entries).all(is_it) {
             return;
@@ -436,7 +440,7 @@ impl Group {
 
     /// Notes that entries up to `index`, all applied, are deleted from the log's store. A peer that lacks them gets
     /// a snapshot.
-    pub fn forget(&mut self, index: u64) {
+    pub fn forget(&mut self, index: RaftIndex) {
         let index = index.min(self.applied()).min(self.stable());
         self.raw.mut_store().compact(index);
         self.raw.mut_store().trim(index);
@@ -484,7 +488,7 @@ impl Group {
         self.note_changes(&mut committed);
         let reads = ready.take_read_states().into_iter().map(|read| ReadIndex {
             token: u64::from_le_bytes(read.request_ctx[..].try_into().expect("a token of ours is eight bytes")),
-            index: read.index,
+            index: RaftIndex::new(read.index),
         });
         let reads = reads.collect();
         self.handed_out = number;
@@ -529,7 +533,7 @@ impl Group {
             return None;
         }
         let metadata = ready.snapshot().get_metadata();
-        let at = Position { index: metadata.index, term: Term(metadata.term) };
+        let at = Position { index: RaftIndex::new(metadata.index), term: Term(metadata.term) };
         let conf_state = metadata.get_conf_state().clone();
         let mark = SnapshotMark { at, conf_state: members::encode(&conf_state) };
         self.configurations = vec![(at.index, conf_state.clone())];
@@ -544,20 +548,20 @@ impl Group {
         self.persisted = number;
         self.raw.on_persist_ready(number);
         if let Some((_, index)) = self.restoring.take_if(|(since, _)| *since <= number) {
-            self.raw.advance_apply_to(index);
+            self.raw.advance_apply_to(index.get());
         }
     }
 
     /// Reports that committed entries up to `index` are applied. An impossible membership change among them
     /// [stops](Group::stop) the group before it.
-    pub fn applied_to(&mut self, index: u64) {
+    pub fn applied_to(&mut self, index: RaftIndex) {
         assert!(index <= self.commit(), "entry {index} is not committed, {} is", self.commit());
         while self.changes.front().is_some_and(|(at, _)| *at <= index) {
             let (at, change) = self.changes.pop_front().expect("it was just looked at");
             match self.raw.apply_conf_change(&change) {
                 Ok(members) => self.configurations.push((at, members)),
                 Err(error) => {
-                    self.raw.advance_apply_to(at - 1);
+                    self.raw.advance_apply_to(at.prev().get());
                     let why = error.to_string();
                     let refused = MembersRefused { change: format!("{change:?}"), why };
                     return self.stop(at, EntryError::MembersRefused(Box::new(refused)));
@@ -569,17 +573,17 @@ impl Group {
                 self.raw.raft.become_follower(term.0, 0);
             }
         }
-        self.raw.advance_apply_to(index);
+        self.raw.advance_apply_to(index.get());
     }
 
     /// Drops the in-memory data of entries up to `index`, or fewer; the terms stay. Entries that are not applied
     /// and durable are kept. A leader also keeps entries that a peer has not acknowledged, up to
     /// `kept_entries_max`. Returns the last index whose data is dropped.
-    pub fn compact(&mut self, index: u64) -> u64 {
+    pub fn compact(&mut self, index: RaftIndex) -> RaftIndex {
         let raft = &self.raw.raft;
         let index = index.min(self.applied()).min(self.stable());
-        let peers = raft.prs().iter().map(|(_, peer)| peer.matched).min().filter(|_| self.is_leader());
-        let wanted = peers.map_or(index, |matched| matched.max(index.saturating_sub(self.kept_entries_max)));
+        let peers = raft.prs().iter().map(|(_, peer)| RaftIndex::new(peer.matched)).min().filter(|_| self.is_leader());
+        let wanted = peers.map_or(index, |matched| matched.max(index.back(self.kept_entries_max)));
         self.raw.mut_store().compact(index.min(wanted))
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::group::*;
 use std::collections::BTreeMap;
-use types::{HardState, Term};
+use types::{HardState, RaftIndex, Term};
 
 struct Peers(BTreeMap<u64, Group>);
 
@@ -79,7 +79,7 @@ fn a_peer_behind_the_log_gets_the_snapshot() {
     let leader = peers.get(1);
     let at = Position { index: leader.applied(), term: leader.term() };
     leader.set_snapshot(SnapshotMark { at, conf_state: leader.conf_state() });
-    assert_eq!(leader.compact(at.index), at.index - 5, "no more is kept for a peer that lags");
+    assert_eq!(leader.compact(at.index), at.index.back(5), "no more is kept for a peer that lags");
     peers.tick(3, |_| true);
     peers.get(1).report_snapshot(3, true);
     peers.tick(3, |_| true);
@@ -89,7 +89,7 @@ fn a_peer_behind_the_log_gets_the_snapshot() {
     assert_eq!(laggard.term_at(at.index), Some(at.term));
     peers.get(1).propose(Bytes::from_static(b"y")).unwrap();
     peers.settle(|_| true);
-    assert_eq!(peers.get(3).last_index(), index + 1);
+    assert_eq!(peers.get(3).last_index(), index.next());
 }
 
 #[test]
@@ -127,7 +127,8 @@ fn who_hears_a_leader_elects_nobody_else_though_its_term_is_taken_from_it() {
 
 #[test]
 fn nobody_is_elected_right_after_a_start() {
-    let restored = Restored { hard_state: HardState { term: Term(3), vote: 1, commit: 0 }, ..Restored::default() };
+    let restored =
+        Restored { hard_state: HardState { term: Term(3), vote: 1, commit: RaftIndex::ZERO }, ..Restored::default() };
     let config = GroupConfig { voters: vec![1, 2, 3], ..GroupConfig::single(GroupId(9), 2) };
     let mut group = Group::new(config, restored).unwrap();
     let mut vote = Message { from: 3, to: 2, term: 4, ..Message::default() };

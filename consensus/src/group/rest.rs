@@ -1,7 +1,7 @@
 //! Idle groups, which need no timers until something happens.
 
 use super::Group;
-use types::Position;
+use types::{Position, RaftIndex};
 
 impl Group {
     /// Whether this leader is idle: every reachable peer has the whole log, and a majority of the voters is
@@ -23,7 +23,7 @@ impl Group {
         for (peer, progress) in raft.prs().iter() {
             let is_me = *peer == raft.id;
             if is_me || is_there(*peer) {
-                if !is_me && progress.matched != last {
+                if !is_me && RaftIndex::new(progress.matched) != last {
                     return None;
                 }
                 voters_there += usize::from(voters.binary_search(peer).is_ok());

@@ -7,7 +7,7 @@ use super::{
 };
 use bytes::Bytes;
 use raft::StateRole;
-use types::{HardState, Term, TermRun};
+use types::{HardState, RaftIndex, Term, TermRun};
 
 impl Group {
     /// The hard state to record on its own, behind everything handed out so far.
@@ -21,9 +21,9 @@ impl Group {
     /// Its commit index is never above `index`, so no crash between two records leaves a commit index above the
     /// log's end. The commit index must not get lost either. A peer that acknowledged an entry proposed after a
     /// membership change must not go back to the members before that change.
-    pub fn hard_state_with(&self, index: u64) -> HardState {
+    pub fn hard_state_with(&self, index: RaftIndex) -> HardState {
         let raft = &self.raw.raft;
-        HardState { term: Term(raft.term), vote: raft.vote, commit: raft.raft_log.committed.min(index) }
+        HardState { term: Term(raft.term), vote: raft.vote, commit: self.commit().min(index) }
     }
 
     /// The members as of [`Group::applied`], encoded for a checkpoint of that index.
@@ -38,7 +38,7 @@ impl Group {
     }
 
     /// The members as of `index`, which the log retains, or which is right before the retained log.
-    pub fn conf_state_at(&self, index: u64) -> Bytes {
+    pub fn conf_state_at(&self, index: RaftIndex) -> Bytes {
         let after = self.configurations.partition_point(|(since, _)| *since <= index);
         members::encode(&self.configurations[after.saturating_sub(1)].1)
     }
@@ -65,7 +65,7 @@ impl Group {
         let progress = prs.iter().map(|(peer, progress)| PeerProgress {
             peer: *peer,
             voter: voters.contains(*peer),
-            matched: progress.matched,
+            matched: RaftIndex::new(progress.matched),
             active: *peer == own || progress.recent_active,
         });
         progress.collect()
@@ -118,23 +118,23 @@ impl Group {
         Term(self.raw.raft.term)
     }
 
-    pub fn commit(&self) -> u64 {
-        self.raw.raft.raft_log.committed
+    pub fn commit(&self) -> RaftIndex {
+        RaftIndex::new(self.raw.raft.raft_log.committed)
     }
 
     /// The last applied index. It includes a snapshot that has been handed out, although that may not be durable
     /// yet.
-    pub fn applied(&self) -> u64 {
-        self.restoring.map_or(self.raw.raft.raft_log.applied, |(_, index)| index)
+    pub fn applied(&self) -> RaftIndex {
+        self.restoring.map_or(RaftIndex::new(self.raw.raft.raft_log.applied), |(_, index)| index)
     }
 
     /// The last index that is durable here.
-    pub fn stable(&self) -> u64 {
-        self.raw.raft.raft_log.persisted
+    pub fn stable(&self) -> RaftIndex {
+        RaftIndex::new(self.raw.raft.raft_log.persisted)
     }
 
-    pub fn last_index(&self) -> u64 {
-        self.raw.raft.raft_log.last_index()
+    pub fn last_index(&self) -> RaftIndex {
+        RaftIndex::new(self.raw.raft.raft_log.last_index())
     }
 
     /// Whether this replica's current term is durable. Until then, nobody has seen it lead in that term.
@@ -144,7 +144,7 @@ impl Group {
     }
 
     /// The term of an index that the log retains.
-    pub fn term_at(&self, index: u64) -> Option<Term> {
+    pub fn term_at(&self, index: RaftIndex) -> Option<Term> {
         self.raw.store().term_of(index)
     }
 

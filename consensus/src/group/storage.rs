@@ -12,12 +12,12 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
 };
-use types::{Position, Term, TermRun};
+use types::{Position, RaftIndex, Term, TermRun};
 
 /// Entries that a peer needs and that are not in memory.
 pub(crate) struct Lacking {
-    pub(crate) from: u64,
-    pub(crate) below: u64,
+    pub(crate) from: RaftIndex,
+    pub(crate) below: RaftIndex,
     pub(crate) context: GetEntriesContext,
 }
 
@@ -29,9 +29,9 @@ pub(crate) struct GroupStorage {
     /// A peer needs a snapshot, and `snapshot` is missing or unusable for it.
     pub(crate) snapshot_wanted: Cell<bool>,
     /// The last deleted index. `None`: everything that is not in memory is deleted.
-    gone: Option<u64>,
+    gone: Option<RaftIndex>,
     /// The last index that is no longer in `entries`.
-    compacted: u64,
+    compacted: RaftIndex,
     entries: VecDeque<Entry>,
     /// The fetched `lacking` entries, while raft-rs sends them.
     fetched: Vec<Entry>,
@@ -52,7 +52,7 @@ impl GroupStorage {
         mut terms: Vec<TermRun>,
         beside: fn(&[u8]) -> u64,
     ) -> Self {
-        let compacted = before.map_or(0, |before| before.index);
+        let compacted = before.map_or(RaftIndex::ZERO, |before| before.index);
         if let Some(before) = gone.or(before) {
             // The retained log may begin right above `before`. raft-rs asks for the term of `before` too.
             match terms.first_mut() {
@@ -84,18 +84,23 @@ impl GroupStorage {
     }
 
     pub(crate) fn check(&self) {
-        let first = self.compacted + 1;
-        for (offset, entry) in self.entries.iter().enumerate() {
-            assert_eq!(entry.index, first + offset as u64, "entries have no holes");
-            assert_eq!(Some(Term(entry.term)), self.term_of(entry.index), "the runs of terms match the entries");
+        for (place, entry) in self.entries.iter().enumerate() {
+            let index = self.first().at_place(place);
+            assert_eq!(RaftIndex::new(entry.index), index, "entries have no holes");
+            assert_eq!(Some(Term(entry.term)), self.term_of(index), "the runs of terms match the entries");
         }
         for pair in self.terms.windows(2) {
             assert!(pair[0].first_index < pair[1].first_index && pair[0].term < pair[1].term, "runs of terms ascend");
         }
     }
 
-    pub(crate) fn last(&self) -> u64 {
-        self.compacted + self.entries.len() as u64
+    /// The index of the first of `entries`, also before there is one.
+    fn first(&self) -> RaftIndex {
+        self.compacted.next()
+    }
+
+    pub(crate) fn last(&self) -> RaftIndex {
+        self.compacted.at_place(self.entries.len())
     }
 
     pub(crate) fn terms(&self) -> &[TermRun] {
@@ -103,8 +108,8 @@ impl GroupStorage {
     }
 
     /// The term of any index that the log retains.
-    pub(crate) fn term_of(&self, index: u64) -> Option<Term> {
-        if index == 0 {
+    pub(crate) fn term_of(&self, index: RaftIndex) -> Option<Term> {
+        if index == RaftIndex::ZERO {
             return Some(Term(0));
         }
         if index > self.last() || self.gone.is_some_and(|gone| index < gone) {
@@ -116,21 +121,21 @@ impl GroupStorage {
 
     /// The last retained index, at most `from`, whose term is at most `term`. Returns `from` if that is not
     /// retained.
-    pub(crate) fn last_of_term(&self, from: u64, term: Term) -> u64 {
+    pub(crate) fn last_of_term(&self, from: RaftIndex, term: Term) -> RaftIndex {
         if self.term_of(from).is_none_or(|found| found <= term) {
             return from;
         }
         let above = self.terms.partition_point(|run| run.first_index <= from && run.term <= term);
-        self.terms[above].first_index - 1
+        self.terms[above].first_index.prev()
     }
 
     /// Adds entries that raft-rs wants persisted. They replace all entries from the first one's index on.
     pub(crate) fn append(&mut self, entries: &[Entry]) {
-        let Some(first) = entries.first() else { return };
-        assert!(first.index > self.compacted, "entry {} is compacted already", first.index);
-        assert!(first.index <= self.last() + 1, "entry {} leaves a hole above {}", first.index, self.last());
-        self.entries.truncate((first.index - self.compacted - 1) as usize);
-        while self.terms.last().is_some_and(|run| run.first_index >= first.index) {
+        let Some(first) = entries.first().map(|first| RaftIndex::new(first.index)) else { return };
+        assert!(first > self.compacted, "entry {first} is compacted already");
+        assert!(first <= self.last().next(), "entry {first} leaves a hole above {}", self.last());
+        self.entries.truncate(first.place_from(self.first()));
+        while self.terms.last().is_some_and(|run| run.first_index >= first) {
             self.terms.pop();
         }
         if self.entries.capacity() == 0 {
@@ -138,8 +143,9 @@ impl GroupStorage {
             self.entries.reserve_exact(entries.len());
         }
         for entry in entries {
-            if self.terms.last().is_none_or(|run| run.term != Term(entry.term)) {
-                self.terms.push(TermRun { first_index: entry.index, term: Term(entry.term), base_offset: 0 });
+            let (index, term) = (RaftIndex::new(entry.index), Term(entry.term));
+            if self.terms.last().is_none_or(|run| run.term != term) {
+                self.terms.push(TermRun { first_index: index, term, base_offset: 0 });
             }
             self.entries.push_back(entry.clone());
         }
@@ -158,17 +164,17 @@ impl GroupStorage {
     }
 
     /// Drops the data of entries up to `to`; their terms stay. Returns the last index whose data is dropped.
-    pub(crate) fn compact(&mut self, to: u64) -> u64 {
+    pub(crate) fn compact(&mut self, to: RaftIndex) -> RaftIndex {
         if to > self.compacted {
             assert!(to <= self.last(), "only entries that exist are compacted");
-            self.entries.drain(..(to - self.compacted) as usize);
+            self.entries.drain(..to.place_from(self.compacted));
             self.compacted = to;
         }
         self.compacted
     }
 
     /// Notes that entries up to `to` are deleted, and drops the terms below `to`.
-    pub(crate) fn trim(&mut self, to: u64) {
+    pub(crate) fn trim(&mut self, to: RaftIndex) {
         assert!(to <= self.compacted, "entries that raft-rs may need are not trimmed");
         let gone = self.gone.as_mut().expect("a log that is in memory only is compacted, not trimmed");
         *gone = to.max(*gone);
@@ -211,21 +217,21 @@ impl Storage for GroupStorage {
         max_size: impl Into<Option<u64>>,
         context: GetEntriesContext,
     ) -> Result<Vec<Entry>> {
-        assert!(high <= self.last() + 1, "entries below {high} were requested, the last is {}", self.last());
+        let (low, high) = (RaftIndex::new(low), RaftIndex::new(high));
+        assert!(high <= self.last().next(), "entries below {high} were requested, the last is {}", self.last());
         if low > self.compacted {
-            let from = (low - self.compacted - 1) as usize;
-            let to = (high - self.compacted - 1) as usize;
-            return Ok(self.limited(self.entries.range(from..to), max_size.into()));
+            let places = low.place_from(self.first())..high.place_from(self.first());
+            return Ok(self.limited(self.entries.range(places), max_size.into()));
         }
         if self.gone.is_none_or(|gone| low <= gone) {
             return Err(Error::Store(StorageError::Compacted));
         }
         assert!(context.can_async(), "entry {low} is applied, so it is read only to be sent");
-        let below = high.min(self.compacted + 1);
-        if self.fetched.first().is_some_and(|first| first.index <= low && low < first.index + self.fetched.len() as u64)
+        let below = high.min(self.first());
+        if let Some(first) = self.fetched.first().map(|first| RaftIndex::new(first.index))
+            && let Some(from) = low.try_place_from(first).filter(|from| *from < self.fetched.len())
         {
-            let from = (low - self.fetched[0].index) as usize;
-            let to = self.fetched.len().min((below - self.fetched[0].index) as usize);
+            let to = self.fetched.len().min(below.place_from(first));
             return Ok(self.limited(self.fetched[from..to].iter(), max_size.into()));
         }
         self.lacking.borrow_mut().get_or_insert(Lacking { from: low, below, context });
@@ -233,6 +239,7 @@ impl Storage for GroupStorage {
     }
 
     fn term(&self, index: u64) -> Result<u64> {
+        let index = RaftIndex::new(index);
         self.term_of(index).map(|term| term.0).ok_or(Error::Store(if index > self.last() {
             StorageError::Unavailable
         } else {
@@ -241,11 +248,11 @@ impl Storage for GroupStorage {
     }
 
     fn first_index(&self) -> Result<u64> {
-        Ok(self.gone.unwrap_or(self.compacted) + 1)
+        Ok(self.gone.unwrap_or(self.compacted).next().get())
     }
 
     fn last_index(&self) -> Result<u64> {
-        Ok(self.last())
+        Ok(self.last().get())
     }
 
     fn snapshot(&self, request_index: u64, to: u64) -> Result<Snapshot> {
@@ -254,7 +261,9 @@ impl Storage for GroupStorage {
         let usable = |(at, members): &(Position, ConfState)| {
             // An outgoing voter of a joint configuration can't be a learner of it.
             let may_be_taken_in = is_member(members) || !members.voters_outgoing.contains(&to);
-            at.index >= request_index && at.index >= self.gone.unwrap_or(self.compacted) && may_be_taken_in
+            at.index >= RaftIndex::new(request_index)
+                && at.index >= self.gone.unwrap_or(self.compacted)
+                && may_be_taken_in
         };
         let Some((at, mut conf_state)) = self.snapshot.clone().filter(usable) else {
             self.snapshot_wanted.set(true);
@@ -262,7 +271,7 @@ impl Storage for GroupStorage {
         };
         let mut snapshot = Snapshot::default();
         let metadata = snapshot.mut_metadata();
-        metadata.index = at.index;
+        metadata.index = at.index.get();
         metadata.term = at.term.0;
         // A peer refuses a snapshot whose configuration does not contain it. If the peer joined after the snapshot,
         // add it as a learner now. The entry that makes it a learner follows, and then changes nothing.

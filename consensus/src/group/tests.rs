@@ -1,7 +1,7 @@
 //! A lone voter: what it hands out when, and how it restarts from the persisted state.
 
 use crate::group::*;
-use types::{HardState, Term, TermRun};
+use types::{HardState, RaftIndex, Term, TermRun};
 
 /// One group's disk: it holds only what was persisted before the crash.
 #[derive(Default)]
@@ -26,7 +26,13 @@ impl Disk {
                 terms.push(TermRun { first_index: entry.index, term: entry.term, base_offset: 0 });
             }
         }
-        Restored { hard_state: self.hard_state, terms, entries: self.entries.clone(), applied, ..Restored::default() }
+        Restored {
+            hard_state: self.hard_state,
+            terms,
+            entries: self.entries.clone(),
+            applied: RaftIndex::new(applied),
+            ..Restored::default()
+        }
     }
 }
 
@@ -152,17 +158,20 @@ fn compaction_keeps_the_terms() {
         group.propose(Bytes::from_static(b"a")).unwrap();
     }
     settle(&mut group, &mut disk);
-    let mut group = Group::new(GroupConfig::single(GroupId(7), 1), disk.restore(group.applied())).unwrap();
+    let mut group = Group::new(GroupConfig::single(GroupId(7), 1), disk.restore(group.applied().get())).unwrap();
     group.campaign();
     settle(&mut group, &mut disk);
     let end = group.last_index();
     group.compact(end);
     group.check();
-    assert_eq!((group.term_at(1), group.term_at(end), group.term_at(end + 1)), (Some(Term(1)), Some(Term(2)), None));
+    assert_eq!(
+        (group.term_at(RaftIndex::new(1)), group.term_at(end), group.term_at(end.next())),
+        (Some(Term(1)), Some(Term(2)), None)
+    );
     assert_eq!(
         group.terms(),
         [
-            TermRun { first_index: 1, term: Term(1), base_offset: 0 },
+            TermRun { first_index: RaftIndex::new(1), term: Term(1), base_offset: 0 },
             TermRun { first_index: end, term: Term(2), base_offset: 0 }
         ]
     );
@@ -172,7 +181,7 @@ fn compaction_keeps_the_terms() {
 
 #[test]
 fn a_group_restored_above_its_log_is_refused() {
-    let restored = Restored { applied: 3, ..Restored::default() };
+    let restored = Restored { applied: RaftIndex::new(3), ..Restored::default() };
     let refused = Group::new(GroupConfig::single(GroupId(7), 1), restored).err().unwrap();
     assert!(refused.to_string().contains("the log ends at 0"), "{refused}");
 }
@@ -195,20 +204,24 @@ fn a_leaders_epoch_begins_with_its_first_commit() {
 #[test]
 fn a_log_whose_terms_begin_above_the_cut_is_restored() {
     // The whole log is deleted: only the position before its start is known.
-    let hard_state = HardState { term: Term(4), vote: 1, commit: 9 };
-    let before = Some(Position { index: 9, term: Term(3) });
-    let restored = Restored { hard_state, before, applied: 9, ..Restored::default() };
+    let hard_state = HardState { term: Term(4), vote: 1, commit: RaftIndex::new(9) };
+    let before = Some(Position { index: RaftIndex::new(9), term: Term(3) });
+    let restored = Restored { hard_state, before, applied: RaftIndex::new(9), ..Restored::default() };
     let mut group = Group::new(GroupConfig::single(GroupId(7), 1), restored).unwrap();
     group.check();
-    assert_eq!((group.term_at(8), group.term_at(9)), (None, Some(Term(3))));
+    assert_eq!((group.term_at(RaftIndex::new(8)), group.term_at(RaftIndex::new(9))), (None, Some(Term(3))));
     group.campaign();
-    assert_eq!((group.term(), group.last_index(), group.term_at(10)), (Term(5), 10, None), "not handed out yet");
+    assert_eq!(
+        (group.term(), group.last_index(), group.term_at(RaftIndex::new(10))),
+        (Term(5), RaftIndex::new(10), None),
+        "not handed out yet"
+    );
     settle(&mut group, &mut Disk::default());
     assert_eq!(
         group.terms(),
         [
-            TermRun { first_index: 9, term: Term(3), base_offset: 0 },
-            TermRun { first_index: 10, term: Term(5), base_offset: 0 }
+            TermRun { first_index: RaftIndex::new(9), term: Term(3), base_offset: 0 },
+            TermRun { first_index: RaftIndex::new(10), term: Term(5), base_offset: 0 }
         ]
     );
 }
@@ -261,13 +274,13 @@ fn a_recorded_commit_is_never_above_the_record_it_comes_with() {
     let mut group = Group::new(config, Restored::default()).unwrap();
     group.step(append(Term(3), 0, Term(0), 4, 4));
     let ready = group.ready().unwrap();
-    assert_eq!((ready.entries.len(), ready.committed.len(), group.commit()), (4, 0, 4));
+    assert_eq!((ready.entries.len(), ready.committed.len(), group.commit()), (4, 0, RaftIndex::new(4)));
     assert!(ready.messages.is_empty() && !ready.persisted_messages.is_empty(), "an acknowledgement waits for the disk");
     for entry in &ready.entries {
         let expected = HardState { term: Term(3), vote: 0, commit: entry.index };
         assert_eq!(group.hard_state_with(entry.index), expected);
     }
-    assert_eq!((group.hard_state().commit, group.stable()), (4, 0));
+    assert_eq!((group.hard_state().commit, group.stable()), (RaftIndex::new(4), RaftIndex::ZERO));
     group.on_persisted(ready.number);
     assert_eq!(group.ready().unwrap().committed.len(), 4);
 }
@@ -303,7 +316,7 @@ fn members_are_added_to_a_lone_voter_one_change_at_a_time() {
 
     // A restart at this point keeps both halves of the joint configuration.
     let conf_state = group.conf_state();
-    let restored = Restored { conf_state: conf_state.clone(), ..disk.restore(position.index) };
+    let restored = Restored { conf_state: conf_state.clone(), ..disk.restore(position.index.get()) };
     let mut restarted = Group::new(GroupConfig::single(GroupId(7), 1), restored).unwrap();
     assert_eq!(restarted.conf_state(), conf_state);
     restarted.campaign();
@@ -311,7 +324,7 @@ fn members_are_added_to_a_lone_voter_one_change_at_a_time() {
 
     for peer in [2, 3] {
         let mut ack = message(MessageType::MsgAppendResponse, peer, Term(1));
-        ack.index = group.last_index();
+        ack.index = group.last_index().get();
         group.step(ack);
     }
     settle(&mut group, &mut disk);
@@ -326,7 +339,7 @@ fn a_lone_voters_learners_hear_of_its_term_only_when_that_is_durable() {
     settle(&mut group, &mut disk);
     let position = group.propose_members(&[Member::Learner(2)]).unwrap();
     settle(&mut group, &mut disk);
-    let restored = Restored { conf_state: group.conf_state(), ..disk.restore(position.index) };
+    let restored = Restored { conf_state: group.conf_state(), ..disk.restore(position.index.get()) };
     let mut group = Group::new(GroupConfig::single(GroupId(7), 1), restored).unwrap();
     group.campaign();
     assert!(group.is_leader() && !group.has_durable_term());
@@ -337,7 +350,7 @@ fn a_lone_voters_learners_hear_of_its_term_only_when_that_is_durable() {
     assert!(group.has_durable_term());
     // From now on the learners get entries at once.
     let mut ack = message(MessageType::MsgAppendResponse, 2, Term(2));
-    ack.index = group.last_index();
+    ack.index = group.last_index().get();
     group.step(ack);
     group.propose(Bytes::from_static(b"b")).unwrap();
     let ready = group.ready().unwrap();

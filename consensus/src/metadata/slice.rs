@@ -19,7 +19,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
-use types::{GroupId, node_of};
+use types::{GroupId, RaftIndex, node_of};
 use uuid::Uuid;
 
 /// The result of a command that was applied.
@@ -137,9 +137,9 @@ pub struct Slice {
     pub(super) settings: Arc<ClusterConfig>,
     pub(super) answers: Answers,
     /// Undo records of uncommitted changes, oldest first, each with the index of its entry.
-    undo: VecDeque<(u64, Undo)>,
+    undo: VecDeque<(RaftIndex, Undo)>,
     /// The index of the entry that is being speculated.
-    speculating: Option<u64>,
+    speculating: Option<RaftIndex>,
 }
 
 /// The capacity of the undo list that an idle slice keeps.
@@ -252,7 +252,7 @@ impl Slice {
     }
 
     /// Like [`Slice::apply_request`], for a request of the leader's entry at `index`, which is not committed yet.
-    pub fn speculate(&mut self, index: u64, request: &Request) -> Result<Applied, AskedTooLate> {
+    pub fn speculate(&mut self, index: RaftIndex, request: &Request) -> Result<Applied, AskedTooLate> {
         self.speculating = Some(index);
         let applied = self.apply_request(request);
         self.speculating = None;
@@ -260,7 +260,7 @@ impl Slice {
     }
 
     /// Drops the undo records up to `index`: these speculative changes are committed.
-    pub fn commit(&mut self, index: u64) {
+    pub fn commit(&mut self, index: RaftIndex) {
         while self.undo.pop_front_if(|(at, _)| *at <= index).is_some() {}
         self.give_back_memory();
     }

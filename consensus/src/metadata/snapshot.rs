@@ -10,10 +10,10 @@ use crate::generated::metadata::millrace::metadata as fb;
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, VerifierOptions, WIPOffset};
 use std::sync::Arc;
-use types::{GroupId, Term};
+use types::{GroupId, RaftIndex, Term};
 
 /// Encodes the slices as of `index`. All slices must be there, in any order.
-pub fn join(index: u64, slices: &mut [Slice]) -> Bytes {
+pub fn join(index: RaftIndex, slices: &mut [Slice]) -> Bytes {
     slices.sort_unstable_by_key(Slice::id);
     let mut joint = Joint::with_room(64 << 10);
     for slice in slices {
@@ -84,11 +84,11 @@ impl Joint {
         self.slices.push(fb::Slice::create(out, &args));
     }
 
-    pub fn finish(self, index: u64) -> Bytes {
+    pub fn finish(self, index: RaftIndex) -> Bytes {
         let Self { mut out, slices } = self;
         assert_eq!(slices.len(), SLICES, "a snapshot has every slice");
         let slices = Some(out.create_vector(&slices));
-        let root = fb::Snapshot::create(&mut out, &fb::SnapshotArgs { index, slices });
+        let root = fb::Snapshot::create(&mut out, &fb::SnapshotArgs { index: index.get(), slices });
         out.finish(root, None);
         let (buffer, start) = out.collapse();
         Bytes::from(buffer).slice(start..)
@@ -128,7 +128,7 @@ const TABLE_BYTES_MIN: usize = 8;
 /// Decodes a snapshot: its index and every slice, in order. The bytes are verified first, with limits in proportion to
 /// them: a snapshot has one table per partition, however many there are, but forged bytes could refer to the same part
 /// a million times.
-pub fn restore(bytes: &[u8]) -> Result<(u64, Vec<Slice>), RestoreError> {
+pub fn restore(bytes: &[u8]) -> Result<(RaftIndex, Vec<Slice>), RestoreError> {
     let options = VerifierOptions {
         max_tables: bytes.len() / TABLE_BYTES_MIN,
         max_apparent_size: bytes.len().saturating_mul(SHARED_MAX),
@@ -139,7 +139,7 @@ pub fn restore(bytes: &[u8]) -> Result<(u64, Vec<Slice>), RestoreError> {
     if !slices.iter().map(Slice::id).eq(SliceId::all()) {
         return Err(RestoreError::Slices);
     }
-    Ok((snapshot.index(), slices))
+    Ok((RaftIndex::new(snapshot.index()), slices))
 }
 
 fn slice_in(from: fb::Slice<'_>) -> Result<Slice, RestoreError> {

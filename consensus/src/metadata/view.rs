@@ -6,13 +6,13 @@
 use super::{Broker, ClusterConfig, Delta, PartitionLeader, Placed, Topic, Watermark};
 use ahash::{AHashMap, AHashSet};
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
-use types::GroupId;
+use types::{GroupId, RaftIndex};
 use uuid::Uuid;
 
 #[derive(Default)]
 pub struct View {
     /// The last index whose deltas are applied.
-    index: u64,
+    index: RaftIndex,
     by_name: BTreeMap<Arc<str>, Arc<Topic>>,
     by_id: AHashMap<Uuid, Arc<Topic>>,
     groups: AHashSet<GroupId>,
@@ -28,20 +28,20 @@ pub struct View {
 
 impl View {
     /// Builds the view from the image of a snapshot at `index`.
-    pub fn new<'a>(index: u64, image: impl IntoIterator<Item = &'a Delta>) -> Self {
+    pub fn new<'a>(index: RaftIndex, image: impl IntoIterator<Item = &'a Delta>) -> Self {
         let mut view = Self { index, ..Self::default() };
         image.into_iter().for_each(|delta| view.change(delta));
         view
     }
 
     /// The last index that the view shows.
-    pub fn index(&self) -> u64 {
+    pub fn index(&self) -> RaftIndex {
         self.index
     }
 
     /// Applies the changes of the entry at `index`.
-    pub fn apply(&mut self, index: u64, deltas: &[Delta]) {
-        assert_eq!(index, self.index + 1, "a view follows the log without gaps");
+    pub fn apply(&mut self, index: RaftIndex, deltas: &[Delta]) {
+        assert_eq!(index, self.index.next(), "a view follows the log without gaps");
         self.index = index;
         deltas.iter().for_each(|delta| self.change(delta));
     }

@@ -10,7 +10,7 @@ use crate::{
     metadata::{self, Applied, AskedTooLate, Delta, Placed, Request, RequestResult},
 };
 use std::collections::VecDeque;
-use types::Term;
+use types::{RaftIndex, Term};
 
 /// Work for the slices. Every owner of slices gets its part, in this order.
 #[derive(Clone, Debug)]
@@ -20,7 +20,7 @@ pub enum SliceOp {
     /// Apply a committed entry that was not speculated.
     Apply(SliceEntry),
     /// The speculated entries up to here are committed.
-    Commit { index: u64 },
+    Commit { index: RaftIndex },
     /// Undo all uncommitted entries.
     RollBack,
 }
@@ -30,7 +30,7 @@ pub enum SliceOp {
 pub struct SliceEntry {
     /// Returned with the results.
     pub generation: u64,
-    pub index: u64,
+    pub index: RaftIndex,
     pub requests: Vec<Request>,
 }
 
@@ -61,7 +61,7 @@ impl Owner {
 }
 
 pub(super) struct FlowEntry {
-    pub(super) index: u64,
+    pub(super) index: RaftIndex,
     pub(super) term: Term,
     generation: u64,
     outcomes: Vec<Option<Outcome>>,
@@ -99,26 +99,32 @@ impl FlowEntry {
 
 pub(super) struct Flow {
     entries: VecDeque<FlowEntry>,
-    published: u64,
-    committed: u64,
+    published: RaftIndex,
+    committed: RaftIndex,
     generation: u64,
     /// The last speculated index, until its commit is sent to the slices; 0 if there is none.
-    speculated: u64,
+    speculated: RaftIndex,
 }
 
 impl Flow {
-    pub(super) fn new(applied: u64) -> Self {
-        Self { entries: VecDeque::new(), published: applied, committed: applied, generation: 0, speculated: 0 }
+    pub(super) fn new(applied: RaftIndex) -> Self {
+        Self {
+            entries: VecDeque::new(),
+            published: applied,
+            committed: applied,
+            generation: 0,
+            speculated: RaftIndex::ZERO,
+        }
     }
 
-    pub(super) fn published(&self) -> u64 {
+    pub(super) fn published(&self) -> RaftIndex {
         self.published
     }
 
     /// Adds the entry that this leader has just proposed, and sends it to the slices.
     pub(super) fn speculate(
         &mut self,
-        index: u64,
+        index: RaftIndex,
         term: Term,
         mut requests: Vec<Request>,
         owners: Vec<Owner>,
@@ -137,7 +143,7 @@ impl Flow {
         slices.push(SliceOp::Speculate(SliceEntry { generation, index, requests }));
     }
 
-    fn entry(&mut self, index: u64, term: Term, requests: &mut [Request], owners: Vec<Owner>) -> FlowEntry {
+    fn entry(&mut self, index: RaftIndex, term: Term, requests: &mut [Request], owners: Vec<Owner>) -> FlowEntry {
         let (outcomes, missing) = (requests.iter().map(|_| None).collect(), requests.len());
         let returning = requests.iter().filter_map(returning).collect();
         let mut placed = Placed::default();
@@ -161,15 +167,15 @@ impl Flow {
     }
 
     /// The index behind the last entry here.
-    fn end(&self) -> u64 {
-        self.published + self.entries.len() as u64 + 1
+    fn end(&self) -> RaftIndex {
+        self.published.next().at_place(self.entries.len())
     }
 
     /// Marks an entry as committed. Returns the first group id above all those that it assigns, or 0. If the entry
     /// can't be read, returns the reason and changes nothing.
     pub(super) fn commit(&mut self, entry: &Entry, slices: &mut Vec<SliceOp>) -> Result<u64, EntryError> {
-        assert_eq!(entry.index, self.committed + 1, "entries are committed in order");
-        let at = (entry.index - self.published - 1) as usize;
+        assert_eq!(entry.index, self.committed.next(), "entries are committed in order");
+        let at = entry.index.place_from(self.published.next());
         if let Some(speculated) = self.entries.get_mut(at) {
             assert_eq!(speculated.term, entry.term, "entry {} is not the one that was speculated", entry.index);
             speculated.committed = true;
@@ -194,18 +200,18 @@ impl Flow {
     }
 
     /// Sends the slices the index up to which their speculation is final.
-    pub(super) fn commit_speculated(&mut self, index: u64, slices: &mut Vec<SliceOp>) {
-        if self.speculated > 0 {
+    pub(super) fn commit_speculated(&mut self, index: RaftIndex, slices: &mut Vec<SliceOp>) {
+        if self.speculated > RaftIndex::ZERO {
             slices.push(SliceOp::Commit { index });
         }
         if self.speculated <= index {
-            self.speculated = 0;
+            self.speculated = RaftIndex::ZERO;
         }
     }
 
     /// Takes the results of one owner of slices. Returns `false` if the entry is no longer here.
-    pub(super) fn take_results(&mut self, generation: u64, index: u64, results: Vec<(usize, Outcome)>) -> bool {
-        let at = index.checked_sub(self.published + 1).map(|at| at as usize);
+    pub(super) fn take_results(&mut self, generation: u64, index: RaftIndex, results: Vec<(usize, Outcome)>) -> bool {
+        let at = index.try_place_from(self.published.next());
         let Some(entry) = at.and_then(|at| self.entries.get_mut(at)).filter(|entry| entry.generation == generation)
         else {
             return false;
@@ -235,18 +241,18 @@ impl Flow {
         let rolled_back: Vec<FlowEntry> = self.entries.drain(from..).collect();
         if !rolled_back.is_empty() {
             self.generation += 1;
-            self.speculated = 0;
+            self.speculated = RaftIndex::ZERO;
             slices.push(SliceOp::RollBack);
         }
         rolled_back
     }
 
     /// Starts again behind a snapshot.
-    pub(super) fn restart(&mut self, index: u64) {
+    pub(super) fn restart(&mut self, index: RaftIndex) {
         assert!(index >= self.committed, "a snapshot does not go back");
         self.entries.clear();
         self.generation += 1;
-        self.speculated = 0;
+        self.speculated = RaftIndex::ZERO;
         self.published = index;
         self.committed = index;
     }

@@ -11,6 +11,7 @@
 use super::{Ask, Plane, PlaneMessage, Quorum, Refused, Token, WriteError, node_of, pause};
 use crate::group::{Group, ReadIndex};
 use std::{collections::VecDeque, time::Duration};
+use types::RaftIndex;
 
 /// How often a leader renews its lease.
 const RENEW_EVERY: Duration = Duration::from_millis(100);
@@ -52,12 +53,12 @@ impl LeaderLease {
 pub(super) struct ReadLease {
     until: Option<Duration>,
     /// Pending renewals, ascending: the index that must be shown, and when the renewal was asked for.
-    renewals: VecDeque<(u64, Duration)>,
+    renewals: VecDeque<(RaftIndex, Duration)>,
     probe_at: Duration,
 }
 
 impl ReadLease {
-    pub(super) fn shown(&mut self, shown: u64, lease: Duration) {
+    pub(super) fn shown(&mut self, shown: RaftIndex, lease: Duration) {
         while let Some((_, sent_at)) = self.renewals.pop_front_if(|(commit, _)| *commit <= shown) {
             self.until = self.until.max(Some(sent_at + lease));
         }
@@ -67,11 +68,11 @@ impl ReadLease {
         self.probe_at = now;
     }
 
-    fn renew(&mut self, commit: u64, sent_at: Duration) {
+    fn renew(&mut self, commit: RaftIndex, sent_at: Duration) {
         if self.renewals.len() == RENEWALS_MAX {
             self.renewals.pop_front();
         }
-        let before = self.renewals.back().map_or(0, |(commit, _)| *commit);
+        let before = self.renewals.back().map_or(RaftIndex::ZERO, |(commit, _)| *commit);
         self.renewals.push_back((commit.max(before), sent_at));
     }
 }
@@ -87,7 +88,7 @@ pub(super) struct Question {
 enum Kind {
     Read,
     /// The leader has answered: the read waits until this index is shown.
-    ReadFrom(u64),
+    ReadFrom(RaftIndex),
     Describe,
 }
 
@@ -168,9 +169,9 @@ impl Plane {
     }
 
     /// Lets a read of this broker wait until this index is shown.
-    fn read_from(&mut self, token: Token, index: u64) {
+    fn read_from(&mut self, token: Token, index: RaftIndex) {
         #[cfg(any(test, feature = "sim"))]
-        let index = if self.bug == Some(crate::bug::Bug::ReadBeforeShown) { 0 } else { index };
+        let index = if self.bug == Some(crate::bug::Bug::ReadBeforeShown) { RaftIndex::ZERO } else { index };
         if let Some(question) = self.questions.get_mut(&token) {
             question.kind = Kind::ReadFrom(index);
             self.settle_reads();
@@ -184,7 +185,7 @@ impl Plane {
         }
     }
 
-    fn index_is(&mut self, group: &Group, reader: Reader, index: u64) {
+    fn index_is(&mut self, group: &Group, reader: Reader, index: RaftIndex) {
         match reader {
             Reader::Probe(from, incarnation, sent_at) => {
                 self.stats.heartbeats_sent += 1;
@@ -254,7 +255,7 @@ impl Plane {
         self.send(from, PlaneMessage::Described { ask, answer });
     }
 
-    pub(super) fn indexed(&mut self, now: Duration, from: i32, ask: Ask, answer: Result<u64, Refused>) {
+    pub(super) fn indexed(&mut self, now: Duration, from: i32, ask: Ask, answer: Result<RaftIndex, Refused>) {
         if !self.is_open(ask) {
             return;
         }
@@ -372,13 +373,13 @@ impl Plane {
         }
     }
 
-    pub(super) fn heartbeat(&mut self, now: Duration, incarnation: u64, sent_at: Duration, commit: u64) {
+    pub(super) fn heartbeat(&mut self, now: Duration, incarnation: u64, sent_at: Duration, commit: RaftIndex) {
         if incarnation != self.config.incarnation || sent_at > now {
             return;
         }
         self.stats.heartbeats_received += 1;
         #[cfg(any(test, feature = "sim"))]
-        let commit = if self.bug == Some(crate::bug::Bug::LeaseBeforeShown) { 0 } else { commit };
+        let commit = if self.bug == Some(crate::bug::Bug::LeaseBeforeShown) { RaftIndex::ZERO } else { commit };
         self.read_lease.renew(commit, sent_at);
         self.read_lease.shown(self.shown, self.config.read_lease);
     }

@@ -20,6 +20,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use types::RaftIndex;
 use uuid::Uuid;
 
 /// A learner counts as caught up when it lacks at most this many entries.
@@ -107,7 +108,7 @@ impl Cluster {
         }
         let progress = group.progress();
         let ready = |peer: &&PeerProgress| {
-            let caught_up = peer.matched > 0 && peer.matched + CAUGHT_UP_WITHIN >= group.last_index();
+            let caught_up = peer.matched > RaftIndex::ZERO && peer.matched.plus(CAUGHT_UP_WITHIN) >= group.last_index();
             !peer.voter && peer.active && registered(peer.peer) && caught_up
         };
         for learner in progress.iter().filter(ready) {

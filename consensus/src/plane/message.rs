@@ -5,7 +5,7 @@
 
 use crate::metadata::{Request, RequestResult};
 use std::time::Duration;
-use types::Term;
+use types::{RaftIndex, Term};
 
 /// When a write is acknowledged (`metadata.acks`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub enum PlaneMessage {
     },
     ReadIndexed {
         ask: Ask,
-        answer: Result<u64, Refused>,
+        answer: Result<RaftIndex, Refused>,
     },
     /// To the leader: asks whether the sender may go on answering reads. It carries the sender's own clock.
     Probe {
@@ -50,7 +50,7 @@ pub enum PlaneMessage {
         incarnation: u64,
         sent_at: Duration,
         term: Term,
-        commit: u64,
+        commit: RaftIndex,
     },
     /// To the leader: asks for the state of the quorum.
     Describe {
@@ -73,7 +73,7 @@ pub struct Ask {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Accepted {
     pub term: Term,
-    pub index: u64,
+    pub index: RaftIndex,
     pub results: Vec<RequestResult>,
 }
 
@@ -91,7 +91,7 @@ pub enum Refused {
 pub struct Quorum {
     pub leader: u64,
     pub term: Term,
-    pub commit: u64,
+    pub commit: RaftIndex,
     pub voters: Vec<Progress>,
     pub learners: Vec<Progress>,
 }
@@ -101,7 +101,7 @@ pub struct Quorum {
 pub struct Progress {
     pub peer: u64,
     /// The last index that it is known to have.
-    pub matched: u64,
+    pub matched: RaftIndex,
     /// Milliseconds since the leader last heard from it, and since it last had the whole log. `None`: never, as far
     /// as this leader knows.
     pub heard_ms_ago: Option<u64>,

@@ -61,6 +61,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
+use types::RaftIndex;
 use writes::Write;
 
 /// Identifies a write or a question until its answer.
@@ -131,7 +132,7 @@ pub struct PlaneStats {
 pub struct Turn {
     pub slices: Vec<SliceOp>,
     /// Deltas for every core's view, by index. Call [`Plane::shown`] once all views have them.
-    pub publish: Vec<(u64, Vec<Delta>)>,
+    pub publish: Vec<(RaftIndex, Vec<Delta>)>,
     /// Messages to brokers, by node.
     pub sends: Vec<(i32, PlaneMessage)>,
     pub written: Vec<(Token, Result<Written, WriteError>)>,
@@ -162,14 +163,14 @@ pub struct Plane {
     /// Writes to try in the next turn.
     to_try: VecDeque<Token>,
     /// Writes that wait until their index is shown.
-    settling: BTreeSet<(u64, Token)>,
+    settling: BTreeSet<(RaftIndex, Token)>,
     questions: BTreeMap<Token, Question>,
     read_lease: ReadLease,
     cluster: Cluster,
     /// The leader's own writes. Nobody waits for their answers.
     own_writes: BTreeSet<Token>,
     /// The last index that every view shows.
-    shown: u64,
+    shown: RaftIndex,
     /// The leader's peer id as the group knows it, and the leader's node as other brokers have named it.
     known_leader: Option<u64>,
     hinted_leader: Option<i32>,
@@ -184,7 +185,7 @@ pub struct Plane {
 impl Plane {
     /// Creates the plane of a group whose slices and views show everything up to `applied`. `group_high` is the
     /// largest group id in them.
-    pub fn new(config: PlaneConfig, applied: u64, group_high: u64) -> Self {
+    pub fn new(config: PlaneConfig, applied: RaftIndex, group_high: u64) -> Self {
         Self {
             config,
             out: Turn::default(),
@@ -234,7 +235,7 @@ impl Plane {
     }
 
     /// The last index that was published to the views.
-    pub fn published(&self) -> u64 {
+    pub fn published(&self) -> RaftIndex {
         self.flow.published()
     }
 
@@ -358,7 +359,7 @@ impl Plane {
 
     /// Reports that a snapshot has replaced the log and the slices. Everything up to `index` is applied, and
     /// `group_high` is the largest group id in it.
-    pub fn restored<'a>(&mut self, index: u64, group_high: u64, image: impl IntoIterator<Item = &'a Delta>) {
+    pub fn restored<'a>(&mut self, index: RaftIndex, group_high: u64, image: impl IntoIterator<Item = &'a Delta>) {
         assert!(self.lead.is_none(), "a leader gets no snapshot");
         self.begin_from(image);
         self.flow.restart(index);
@@ -372,7 +373,7 @@ impl Plane {
         group: &Group,
         now: Duration,
         generation: u64,
-        index: u64,
+        index: RaftIndex,
         results: Vec<(usize, Result<Applied, AskedTooLate>)>,
     ) {
         if self.flow.take_results(generation, index, results) {
@@ -382,7 +383,7 @@ impl Plane {
     }
 
     /// Reports that every core's view shows everything up to `index`.
-    pub fn shown(&mut self, group: &Group, index: u64) {
+    pub fn shown(&mut self, group: &Group, index: RaftIndex) {
         self.shown = self.shown.max(index);
         self.read_lease.shown(self.shown, self.config.read_lease);
         self.settle_writes(group);
@@ -419,7 +420,7 @@ impl Plane {
     }
 }
 
-fn stop(group: &mut Group, unreadable: Option<(u64, EntryError)>) {
+fn stop(group: &mut Group, unreadable: Option<(RaftIndex, EntryError)>) {
     if let Some((index, why)) = unreadable {
         group.stop(index, why);
     }

@@ -10,7 +10,7 @@ use crate::{
     metadata::{Broker, BrokerStatus, Command, HostPort, NoRoom, Origin, Outcome, Placed, Rejection, Request, Slice},
 };
 use std::{collections::BTreeMap, sync::Arc};
-use types::GroupId;
+use types::{GroupId, RaftIndex};
 use uuid::Uuid;
 
 const TICK: Duration = Duration::from_millis(100);
@@ -54,7 +54,7 @@ impl World {
                 election_jitter: 2 * node_of(*peer) as usize,
                 ..GroupConfig::single(GroupId(0), *peer)
             };
-            let mut plane = Plane::new(PlaneConfig::new(node_of(*peer), 1), 0, 0);
+            let mut plane = Plane::new(PlaneConfig::new(node_of(*peer), 1), RaftIndex::ZERO, 0);
             plane.set_contacts([1, 2, 3]);
             Node {
                 peer: *peer,
@@ -171,7 +171,7 @@ impl Node {
         match op {
             SliceOp::Speculate(SliceEntry { generation, index, requests }) => {
                 let results = apply(&mut self.slices, &requests);
-                self.speculated.push((index, requests));
+                self.speculated.push((index.get(), requests));
                 self.plane.slices_did(&self.group, now, generation, index, results);
             }
             SliceOp::Apply(SliceEntry { generation, index, requests }) => {
@@ -181,7 +181,7 @@ impl Node {
                 self.plane.slices_did(&self.group, now, generation, index, results);
             }
             SliceOp::Commit { index } => {
-                for (_, requests) in self.speculated.extract_if(.., |(at, _)| *at <= index) {
+                for (_, requests) in self.speculated.extract_if(.., |(at, _)| *at <= index.get()) {
                     apply(&mut self.committed, &requests);
                 }
             }

@@ -7,7 +7,7 @@ use crate::{
     metadata::{Command, Origin, Rejection, Request, RequestResult},
 };
 use std::time::Duration;
-use types::Term;
+use types::{RaftIndex, Term};
 
 /// A client's write.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ pub enum Until {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Written {
     pub term: Term,
-    pub index: u64,
+    pub index: RaftIndex,
     /// The result of each command, in order.
     pub results: Vec<RequestResult>,
 }
@@ -73,7 +73,7 @@ enum State {
     /// Forwarded to the leader; retried at `retry_at`.
     Forwarded { retry_at: Duration },
     /// The leader has answered for this place in the log, which is not shown here yet.
-    Settling { term: Term, index: u64, results: Vec<RequestResult>, retry_at: Duration },
+    Settling { term: Term, index: RaftIndex, results: Vec<RequestResult>, retry_at: Duration },
 }
 
 impl Write {

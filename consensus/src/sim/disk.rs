@@ -10,7 +10,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
 };
-use types::{GroupId, HardState, Position, TermRun};
+use types::{GroupId, HardState, Position, RaftIndex, Term, TermRun};
 
 /// One record of the journal.
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ pub struct Record {
 #[derive(Clone, Debug, Default)]
 pub struct Checkpoint {
     /// The state is as of this index.
-    pub index: u64,
+    pub index: RaftIndex,
     pub conf_state: Bytes,
     pub state: Bytes,
 }
@@ -169,14 +169,14 @@ impl SimDisk {
     }
 
     /// The last index up to which a group's durable log has the terms that `term_of` gives.
-    pub fn agrees_up_to(&self, group: GroupId, term_of: impl Fn(u64) -> Option<u64>) -> u64 {
-        let Some(image) = self.images.get(&group) else { return 0 };
-        let agreeing = image.entries.iter().take_while(|entry| term_of(entry.index) == Some(entry.term.0)).last();
-        agreeing.map_or(image.before.map_or(0, |before| before.index), |entry| entry.index)
+    pub fn agrees_up_to(&self, group: GroupId, term_of: impl Fn(RaftIndex) -> Option<Term>) -> RaftIndex {
+        let Some(image) = self.images.get(&group) else { return RaftIndex::ZERO };
+        let agreeing = image.entries.iter().take_while(|entry| term_of(entry.index) == Some(entry.term)).last();
+        agreeing.map_or(image.before.map_or(RaftIndex::ZERO, |before| before.index), |entry| entry.index)
     }
 
     /// Writes a checkpoint and drops the entries up to `forget`.
-    pub fn checkpoint(&mut self, group: GroupId, checkpoint: Checkpoint, forget: u64) {
+    pub fn checkpoint(&mut self, group: GroupId, checkpoint: Checkpoint, forget: RaftIndex) {
         assert!(forget <= checkpoint.index, "only what the checkpoint covers is forgotten");
         let image = self.images.entry(group).or_default();
         if checkpoint.index < image.checkpoint.index {

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::group::Member;
 use std::time::Duration;
-use types::GroupId;
+use types::{GroupId, RaftIndex};
 
 impl Cluster {
     pub(super) fn fault(&mut self) -> Result<(), Violation> {
@@ -96,7 +96,7 @@ impl Cluster {
         let history = &self.histories[group.0 as usize];
         // Partitions send no snapshots yet, so entries that some node lacks must be kept.
         let everywhere = self.slots.iter().map(|slot| slot.disk().agrees_up_to(group, |index| history.term_of(index)));
-        let forget = everywhere.min().unwrap_or(0).saturating_sub(KEPT_ENTRIES);
+        let forget = everywhere.min().unwrap_or(RaftIndex::ZERO).back(KEPT_ENTRIES);
         self.node(at).checkpoint(group, forget);
     }
 

@@ -3,7 +3,7 @@
 use crate::group::Entry;
 use bytes::Bytes;
 use std::collections::{BTreeMap, btree_map};
-use types::{GroupId, Term, TermRun};
+use types::{GroupId, RaftIndex, Term, TermRun};
 
 /// A violated invariant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,11 +43,11 @@ pub enum Seen {
     Restored {
         node: u64,
         group: GroupId,
-        index: u64,
+        index: RaftIndex,
     },
     State {
         group: GroupId,
-        index: u64,
+        index: RaftIndex,
         state: Bytes,
     },
 }
@@ -57,7 +57,7 @@ struct Committed {
     /// The result of applying the entry.
     result: String,
     /// The entry was committed in this term or earlier. (The entry itself may be older still.)
-    known_in: u64,
+    known_in: Term,
 }
 
 impl Seen {
@@ -76,22 +76,31 @@ impl Seen {
 /// The history of one group.
 #[derive(Default)]
 pub struct History {
-    leaders: BTreeMap<u64, u64>,
-    votes: BTreeMap<(u64, u64), u64>,
+    leaders: BTreeMap<Term, u64>,
+    votes: BTreeMap<(Term, u64), u64>,
     /// Every entry ever appended, by index and term.
-    appended: BTreeMap<(u64, u64), Entry>,
+    appended: BTreeMap<(RaftIndex, Term), Entry>,
     /// The committed entries, from index 1 on.
     committed: Vec<Committed>,
     /// The last index that each node has applied, by peer.
-    applied: BTreeMap<u64, u64>,
-    states: BTreeMap<u64, Bytes>,
+    applied: BTreeMap<u64, RaftIndex>,
+    states: BTreeMap<RaftIndex, Bytes>,
     /// The data that clients know to be committed, by index.
-    acked: BTreeMap<u64, Bytes>,
+    acked: BTreeMap<RaftIndex, Bytes>,
 }
 
 impl History {
     pub fn committed(&self) -> u64 {
         self.committed.len() as u64
+    }
+
+    /// The last committed index.
+    pub fn last(&self) -> RaftIndex {
+        RaftIndex::ZERO.at_place(self.committed.len())
+    }
+
+    fn at(&self, index: RaftIndex) -> Option<&Committed> {
+        self.committed.get(index.try_place_from(RaftIndex::FIRST)?)
     }
 
     pub fn acked(&self) -> u64 {
@@ -104,36 +113,36 @@ impl History {
 
     /// The newest term in which a node was seen to lead.
     pub fn newest_term(&self) -> Term {
-        self.leaders.last_key_value().map_or(Term(0), |(term, _)| Term(*term))
+        self.leaders.last_key_value().map_or(Term(0), |(term, _)| *term)
     }
 
     /// The term of a committed entry.
-    pub fn term_of(&self, index: u64) -> Option<u64> {
-        Some((self.committed.get(index.checked_sub(1)? as usize)?.entry.term).0)
+    pub fn term_of(&self, index: RaftIndex) -> Option<Term> {
+        Some(self.at(index)?.entry.term)
     }
 
     /// Records that a node has started from a checkpoint at index `applied`.
-    pub fn started(&mut self, node: u64, applied: u64) {
+    pub fn started(&mut self, node: u64, applied: RaftIndex) {
         self.applied.insert(node, applied);
     }
 
     /// Records that a client knows its proposal at `index` to be committed.
-    pub fn ack(&mut self, index: u64, data: Bytes) {
+    pub fn ack(&mut self, index: RaftIndex, data: Bytes) {
         self.acked.insert(index, data);
     }
 
     pub fn see(&mut self, seen: Seen) -> Result<(), Violation> {
         match seen {
             Seen::Voted { node, term, to, group } => {
-                let first = *self.votes.entry((term.0, node)).or_insert(to);
+                let first = *self.votes.entry((term, node)).or_insert(to);
                 expect(first == to, || format!("group {group}: node {node} voted for {first} and {to} in term {term}"))
             }
             Seen::Leads { node, term, log, group } => {
-                let first = *self.leaders.entry(term.0).or_insert(node);
+                let first = *self.leaders.entry(term).or_insert(node);
                 expect(first == node, || format!("group {group}: {first} and {node} both lead in term {term}"))?;
                 self.leader_is_complete(group, node, term, &log)
             }
-            Seen::Appended { entry, group } => match self.appended.entry((entry.index, entry.term.0)) {
+            Seen::Appended { entry, group } => match self.appended.entry((entry.index, entry.term)) {
                 btree_map::Entry::Vacant(place) => {
                     place.insert(entry);
                     Ok(())
@@ -143,10 +152,10 @@ impl History {
                 }),
             },
             Seen::Applied { node, term, entry, result, group } => {
-                self.applied(group, node, Committed { entry, result, known_in: term.0 })
+                self.applied(group, node, Committed { entry, result, known_in: term })
             }
             Seen::Restored { node, index, group } => {
-                let before = self.applied.insert(node, index).unwrap_or(0);
+                let before = self.applied.insert(node, index).unwrap_or(RaftIndex::ZERO);
                 expect(index > before, || format!("group {group}: node {node} went back from {before} to {index}"))
             }
             Seen::State { index, state, group } => {
@@ -158,7 +167,7 @@ impl History {
 
     /// A leader has every entry that was committed in earlier terms (Raft paper, 5.4: leader completeness).
     fn leader_is_complete(&self, group: GroupId, node: u64, term: Term, log: &[TermRun]) -> Result<(), Violation> {
-        for committed in self.committed.iter().filter(|committed| committed.known_in < term.0) {
+        for committed in self.committed.iter().filter(|committed| committed.known_in < term) {
             let entry = &committed.entry;
             let after = log.partition_point(|run| run.first_index <= entry.index);
             // An entry below the first run was compacted, so the node has applied it.
@@ -172,9 +181,9 @@ impl History {
 
     fn applied(&mut self, group: GroupId, node: u64, now: Committed) -> Result<(), Violation> {
         let index = now.entry.index;
-        let before = self.applied.insert(node, index).unwrap_or(0);
-        expect(index == before + 1, || format!("group {group}: node {node} applied {index} after {before}"))?;
-        match self.committed.get(index as usize - 1) {
+        let before = self.applied.insert(node, index).unwrap_or(RaftIndex::ZERO);
+        expect(index == before.next(), || format!("group {group}: node {node} applied {index} after {before}"))?;
+        match self.at(index) {
             Some(first) => {
                 let (one, other) = (&first.entry, &now.entry);
                 expect(one == other, || format!("group {group}: {one:?} and {other:?} were both committed"))?;
@@ -182,8 +191,8 @@ impl History {
                 expect(one == other, || format!("group {group}: entry {index} gave {one} and {other}"))
             }
             None => {
-                let end = self.committed();
-                expect(index == end + 1, || format!("group {group}: {index} was committed before {}", end + 1))?;
+                let next = self.last().next();
+                expect(index == next, || format!("group {group}: {index} was committed before {next}"))?;
                 self.committed.push(now);
                 Ok(())
             }
@@ -193,7 +202,7 @@ impl History {
     /// Checks that every acknowledged proposal is committed unchanged.
     pub fn check_acked(&self, group: GroupId) -> Result<(), Violation> {
         self.acked.iter().try_for_each(|(index, data)| {
-            let kept = self.committed.get(*index as usize - 1).is_some_and(|kept| kept.entry.data == *data);
+            let kept = self.at(*index).is_some_and(|kept| kept.entry.data == *data);
             expect(kept, || format!("group {group}: the acknowledged entry {index} is lost"))
         })
     }

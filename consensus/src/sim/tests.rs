@@ -8,7 +8,7 @@ use std::{
     thread,
     time::Duration,
 };
-use types::{GroupId, Term};
+use types::{GroupId, RaftIndex, Term};
 
 /// The number of seeds in a quick run. `SIM_SEEDS` sets another number, `SIM_SEED` replays one seed. Together they
 /// run that many seeds, beginning with that one.
@@ -219,7 +219,7 @@ fn a_crash_loses_only_what_was_not_synced() {
     let record = |index| Record {
         group: GroupId(1),
         hard_state: HardState::default(),
-        entry: Some(Entry { index, term: Term(1), entry_type: 0, data: bytes::Bytes::new() }),
+        entry: Some(Entry { index: RaftIndex::new(index), term: Term(1), entry_type: 0, data: bytes::Bytes::new() }),
         restart: None,
     };
     let mut left = std::collections::BTreeSet::new();

@@ -23,7 +23,7 @@ use crate::{
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, InvalidFlatbuffer, VerifierOptions, WIPOffset};
 use raft::eraftpb::{self, MessageType};
-use types::{GroupId, Position, Term};
+use types::{GroupId, Position, RaftIndex, Term};
 
 /// Version of the protocol between brokers.
 pub const VERSION: u16 = 1;
@@ -122,7 +122,7 @@ pub struct Beat {
 pub struct SnapshotChunk {
     pub group: GroupId,
     /// The index at which the snapshot was taken.
-    pub index: u64,
+    pub index: RaftIndex,
     pub term: Term,
     pub offset: u64,
     /// Length in bytes of the whole state.
@@ -317,7 +317,7 @@ fn body_out<'b>(out: &mut Out<'b>, message: &PeerMessage) -> (fb::Body, Union) {
             (fb::Body::Raft, raft_out(out, *group, message, payloads).as_union_value())
         }
         PeerMessage::Rest(Rest { group, at: Position { index, term } }) => {
-            let args = fb::RestArgs { group: group.0, term: term.0, index: *index };
+            let args = fb::RestArgs { group: group.0, term: term.0, index: index.get() };
             (fb::Body::Rest, fb::Rest::create(out, &args).as_union_value())
         }
         PeerMessage::Beat(Beat { incarnation, core, cores, healthy }) => {
@@ -331,7 +331,7 @@ fn body_out<'b>(out: &mut Out<'b>, message: &PeerMessage) -> (fb::Body, Union) {
         PeerMessage::SnapshotChunk(SnapshotChunk { group, index, term, offset, total, crc, bytes }) => {
             let args = fb::SnapshotChunkArgs {
                 group: group.0,
-                index: *index,
+                index: index.get(),
                 term: term.0,
                 offset: *offset,
                 total: *total,
@@ -357,7 +357,7 @@ fn body_in(message: fb::Message<'_>, beside: &mut Bytes) -> Result<PeerMessage, 
             let rest = message.body_as_rest().expect(VERIFIED);
             PeerMessage::Rest(Rest {
                 group: GroupId(rest.group()),
-                at: Position { index: rest.index(), term: Term(rest.term()) },
+                at: Position { index: RaftIndex::new(rest.index()), term: Term(rest.term()) },
             })
         }
         fb::Body::Beat => {
@@ -374,7 +374,7 @@ fn body_in(message: fb::Message<'_>, beside: &mut Bytes) -> Result<PeerMessage, 
             let chunk = message.body_as_snapshot_chunk().expect(VERIFIED);
             PeerMessage::SnapshotChunk(SnapshotChunk {
                 group: GroupId(chunk.group()),
-                index: chunk.index(),
+                index: RaftIndex::new(chunk.index()),
                 term: Term(chunk.term()),
                 offset: chunk.offset(),
                 total: chunk.total(),
@@ -488,7 +488,8 @@ fn entry_in(entry: fb::Entry<'_>) -> Result<eraftpb::Entry, WireError> {
         return Err(WireError::Raft(format!("it has an entry of the unknown kind {}", entry.kind())));
     }
     let data = entry.data().map_or_else(Bytes::new, |data| Bytes::copy_from_slice(data.bytes()));
-    Ok(Entry { index: entry.index(), term: Term(entry.term()), entry_type: entry.kind(), data }.into_raft())
+    Ok(Entry { index: RaftIndex::new(entry.index()), term: Term(entry.term()), entry_type: entry.kind(), data }
+        .into_raft())
 }
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use crate::{
 };
 use flatbuffers::WIPOffset;
 use std::time::Duration;
-use types::Term;
+use types::{RaftIndex, Term};
 
 pub(super) fn ask_out(ask: Ask) -> fb::Ask {
     fb::Ask::new(ask.incarnation, ask.number)
@@ -68,7 +68,7 @@ pub(super) fn plane_out<'b>(out: &mut Out<'b>, message: &PlaneMessage) -> (fb::B
                 refusal,
                 leader,
                 term: accepted.map_or(0, |accepted| accepted.term.0),
-                index: accepted.map_or(0, |accepted| accepted.index),
+                index: accepted.map_or(0, |accepted| accepted.index.get()),
                 results: accepted.map(|accepted| out.create_vector::<u8>(&metadata::encode_results(&accepted.results))),
             };
             (fb::Body::Forwarded, fb::Forwarded::create(out, &args).as_union_value())
@@ -79,8 +79,8 @@ pub(super) fn plane_out<'b>(out: &mut Out<'b>, message: &PlaneMessage) -> (fb::B
         }
         PlaneMessage::ReadIndexed { ask, answer } => {
             let (refusal, leader) = refusal_out(answer);
-            let index = answer.unwrap_or(0);
-            let args = fb::ReadIndexedArgs { ask: Some(&ask_out(*ask)), refusal, leader, index };
+            let index = answer.unwrap_or(RaftIndex::ZERO);
+            let args = fb::ReadIndexedArgs { ask: Some(&ask_out(*ask)), refusal, leader, index: index.get() };
             (fb::Body::ReadIndexed, fb::ReadIndexed::create(out, &args).as_union_value())
         }
         PlaneMessage::Probe { incarnation, sent_at } => {
@@ -89,7 +89,7 @@ pub(super) fn plane_out<'b>(out: &mut Out<'b>, message: &PlaneMessage) -> (fb::B
         }
         PlaneMessage::Heartbeat { incarnation, sent_at, term, commit } => {
             let sent_at = sent_at.as_nanos() as u64;
-            let args = fb::HeartbeatArgs { incarnation: *incarnation, sent_at, term: term.0, commit: *commit };
+            let args = fb::HeartbeatArgs { incarnation: *incarnation, sent_at, term: term.0, commit: commit.get() };
             (fb::Body::Heartbeat, fb::Heartbeat::create(out, &args).as_union_value())
         }
         PlaneMessage::Describe { ask } => {
@@ -118,7 +118,7 @@ pub(super) fn plane_in(message: fb::Message<'_>) -> Result<PlaneMessage, WireErr
                 Some(refused) => Err(refused),
                 None => Ok(Accepted {
                     term: Term(body.term()),
-                    index: body.index(),
+                    index: RaftIndex::new(body.index()),
                     results: results_in(body.results().map(|results| results.bytes()))?,
                 }),
             };
@@ -130,7 +130,10 @@ pub(super) fn plane_in(message: fb::Message<'_>) -> Result<PlaneMessage, WireErr
         fb::Body::ReadIndexed => {
             let body = message.body_as_read_indexed().expect(VERIFIED);
             let refused = refusal_in(body.refusal(), body.leader())?;
-            PlaneMessage::ReadIndexed { ask: ask_in(body.ask()), answer: refused.map_or(Ok(body.index()), Err) }
+            PlaneMessage::ReadIndexed {
+                ask: ask_in(body.ask()),
+                answer: refused.map_or(Ok(RaftIndex::new(body.index())), Err),
+            }
         }
         fb::Body::Probe => {
             let body = message.body_as_probe().expect(VERIFIED);
@@ -142,7 +145,7 @@ pub(super) fn plane_in(message: fb::Message<'_>) -> Result<PlaneMessage, WireErr
                 incarnation: body.incarnation(),
                 sent_at: Duration::from_nanos(body.sent_at()),
                 term: Term(body.term()),
-                commit: body.commit(),
+                commit: RaftIndex::new(body.commit()),
             }
         }
         fb::Body::Describe => PlaneMessage::Describe { ask: ask_in(message.body_as_describe().expect(VERIFIED).ask()) },
@@ -171,7 +174,7 @@ pub(super) fn quorum_out<'b>(out: &mut Out<'b>, quorum: &Quorum) -> WIPOffset<fb
             .map(|peer| {
                 let args = fb::ProgressArgs {
                     peer: peer.peer,
-                    matched: peer.matched,
+                    matched: peer.matched.get(),
                     heard_ago: ago(peer.heard_ms_ago),
                     caught_up_ago: ago(peer.caught_up_ms_ago),
                 };
@@ -184,7 +187,7 @@ pub(super) fn quorum_out<'b>(out: &mut Out<'b>, quorum: &Quorum) -> WIPOffset<fb
     let args = fb::QuorumArgs {
         leader: quorum.leader,
         term: quorum.term.0,
-        commit: quorum.commit,
+        commit: quorum.commit.get(),
         voters: Some(voters),
         learners: Some(learners),
     };
@@ -194,14 +197,14 @@ pub(super) fn quorum_out<'b>(out: &mut Out<'b>, quorum: &Quorum) -> WIPOffset<fb
 pub(super) fn quorum_in(quorum: fb::Quorum<'_>) -> Quorum {
     let peer = |peer: fb::Progress<'_>| Progress {
         peer: peer.peer(),
-        matched: peer.matched(),
+        matched: RaftIndex::new(peer.matched()),
         heard_ms_ago: u64::try_from(peer.heard_ago()).ok(),
         caught_up_ms_ago: u64::try_from(peer.caught_up_ago()).ok(),
     };
     Quorum {
         leader: quorum.leader(),
         term: Term(quorum.term()),
-        commit: quorum.commit(),
+        commit: RaftIndex::new(quorum.commit()),
         voters: quorum.voters().iter().map(peer).collect(),
         learners: quorum.learners().iter().map(peer).collect(),
     }

@@ -7,7 +7,7 @@ use crate::{
 };
 use raft::eraftpb::ConfState;
 use std::time::Duration;
-use types::{GroupId, Term};
+use types::{GroupId, RaftIndex, Term};
 
 fn hello() -> Hello {
     Hello {
@@ -44,7 +44,9 @@ fn raft(kind: MessageType) -> Message {
     message.set_msg_type(kind);
     if kind == MessageType::MsgAppend {
         let entry = |index, data| Entry { index, term: Term(4), entry_type: 0, data }.into_raft();
-        message.set_entries(vec![entry(6, Bytes::from_static(b"data")), entry(7, Bytes::new())].into());
+        message.set_entries(
+            vec![entry(RaftIndex::new(6), Bytes::from_static(b"data")), entry(RaftIndex::new(7), Bytes::new())].into(),
+        );
     }
     if kind == MessageType::MsgSnapshot {
         let metadata = message.mut_snapshot().mut_metadata();
@@ -62,27 +64,32 @@ fn messages() -> Vec<PeerMessage> {
     let quorum = Quorum {
         leader: 1,
         term: Term(2),
-        commit: 3,
-        voters: vec![Progress { peer: 1, matched: 3, heard_ms_ago: Some(0), caught_up_ms_ago: None }],
+        commit: RaftIndex::new(3),
+        voters: vec![Progress { peer: 1, matched: RaftIndex::new(3), heard_ms_ago: Some(0), caught_up_ms_ago: None }],
         learners: Vec::new(),
     };
     let not_leader = Refused::NotLeader { leader: Some(5) };
     let planes = [
         PlaneMessage::Forward { ask, acks: Acks::Leader, requests },
-        PlaneMessage::Forwarded { ask, answer: Ok(Accepted { term: Term(1), index: 2, results }) },
+        PlaneMessage::Forwarded { ask, answer: Ok(Accepted { term: Term(1), index: RaftIndex::new(2), results }) },
         PlaneMessage::Forwarded { ask, answer: Err(not_leader) },
         PlaneMessage::ReadIndex { ask },
-        PlaneMessage::ReadIndexed { ask, answer: Ok(9) },
+        PlaneMessage::ReadIndexed { ask, answer: Ok(RaftIndex::new(9)) },
         PlaneMessage::ReadIndexed { ask, answer: Err(Refused::Busy) },
         PlaneMessage::Probe { incarnation: 1, sent_at: Duration::from_nanos(7) },
-        PlaneMessage::Heartbeat { incarnation: 1, sent_at: Duration::from_nanos(7), term: Term(2), commit: 3 },
+        PlaneMessage::Heartbeat {
+            incarnation: 1,
+            sent_at: Duration::from_nanos(7),
+            term: Term(2),
+            commit: RaftIndex::new(3),
+        },
         PlaneMessage::Describe { ask },
         PlaneMessage::Described { ask, answer: Ok(quorum) },
         PlaneMessage::Described { ask, answer: Err(Refused::NotLeader { leader: None }) },
     ];
     let chunk = SnapshotChunk {
         group: GroupId(0),
-        index: 1,
+        index: RaftIndex::new(1),
         term: Term(2),
         offset: 3,
         total: 9,
@@ -114,7 +121,7 @@ fn what_was_encoded_is_decoded() {
         assert_eq!(decode_request(&encode_request(&request)), Ok(request));
     }
     for answer in [
-        ToolAnswer::Written(Accepted { term: Term(1), index: 2, results: vec![Err(AskedTooLate)] }),
+        ToolAnswer::Written(Accepted { term: Term(1), index: RaftIndex::new(2), results: vec![Err(AskedTooLate)] }),
         ToolAnswer::Answers(vec![QueryAnswer::NotFound, QueryAnswer::Count(3)]),
         ToolAnswer::Quorum(Quorum::default()),
         ToolAnswer::MeshProbed { from: 0, times: mesh_times() },
@@ -143,7 +150,7 @@ fn generated(rng: &mut fastrand::Rng) -> Vec<PeerMessage> {
             let (offset, total, crc) = (number(rng), number(rng), rng.u32(..));
             return PeerMessage::SnapshotChunk(SnapshotChunk {
                 group: GroupId(group),
-                index,
+                index: RaftIndex::new(index),
                 term: Term(term),
                 offset,
                 total,
@@ -172,8 +179,12 @@ fn generated(rng: &mut fastrand::Rng) -> Vec<PeerMessage> {
             message.index = rng.u64(..u64::MAX / 2);
             let first = message.index + 1;
             let entries = (first..first + rng.u64(..20)).map(|index| {
-                let entry =
-                    Entry { index, term: Term(number(rng)), entry_type: rng.u8(..=Entry::KIND_MAX), data: bytes(rng) };
+                let entry = Entry {
+                    index: RaftIndex::new(index),
+                    term: Term(number(rng)),
+                    entry_type: rng.u8(..=Entry::KIND_MAX),
+                    data: bytes(rng),
+                };
                 entry.into_raft()
             });
             message.set_entries(entries.collect::<Vec<_>>().into());
@@ -201,7 +212,10 @@ fn generated_messages_come_back() {
 fn many_small_messages_go_into_one_frame() {
     let probe = PeerMessage::Plane(PlaneMessage::Probe { incarnation: 0, sent_at: Duration::ZERO });
     let mut message = raft(MessageType::MsgAppend);
-    let entry = |index| Entry { index, term: Term(0), entry_type: 0, data: Bytes::new() }.into_raft();
+    let entry = |index| {
+        let entry = Entry { index: RaftIndex::new(index), term: Term(0), entry_type: 0, data: Bytes::new() };
+        entry.into_raft()
+    };
     message.set_entries((6..20_006).map(entry).collect::<Vec<_>>().into());
     let mut messages = vec![probe; 20_000];
     messages.push(PeerMessage::Raft { group: GroupId(0), message });

@@ -12,7 +12,7 @@ use crate::{
 };
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, WIPOffset};
-use types::Term;
+use types::{RaftIndex, Term};
 
 /// How fresh the answer to a tool's read must be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -176,7 +176,7 @@ pub fn encode_response(response: &ToolResponse) -> Bytes {
     let (response_type, body) = match &response.answer {
         ToolAnswer::Written(Accepted { term, index, results }) => {
             let results = Some(out.create_vector::<u8>(&metadata::encode_results(results)));
-            let args = fb::WrittenArgs { term: term.0, index: *index, results };
+            let args = fb::WrittenArgs { term: term.0, index: index.get(), results };
             (fb::Response::Written, fb::Written::create(&mut out, &args).as_union_value())
         }
         ToolAnswer::Answers(answers) => {
@@ -204,7 +204,7 @@ pub fn decode_response(bytes: &[u8]) -> Result<ToolResponse, WireError> {
     let response = verified::<fb::ToolResponse<'_>>(bytes)?;
     let answer = if let Some(written) = response.response_as_written() {
         let results = metadata::decode_results(written.results().bytes())?;
-        ToolAnswer::Written(Accepted { term: Term(written.term()), index: written.index(), results })
+        ToolAnswer::Written(Accepted { term: Term(written.term()), index: RaftIndex::new(written.index()), results })
     } else if let Some(answered) = response.response_as_answered() {
         ToolAnswer::Answers(metadata::decode_query_answers(answered.answers().bytes())?)
     } else if let Some(quorum) = response.response_as_quorum() {

@@ -360,6 +360,7 @@ fn write(out: &mut String, header: &WriteHeader, records: &[RingRecord]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use types::RaftIndex;
     use types::{GroupId, HardState, Term};
     use wal::{
         record::{Entry, Span},
@@ -367,12 +368,12 @@ mod tests {
     };
 
     const SEGMENT_BYTES: u64 = 16 * BLOCK as u64;
-    const STATE: HardState = HardState { term: Term(2), vote: 1, commit: 4 };
+    const STATE: HardState = HardState { term: Term(2), vote: 1, commit: RaftIndex::new(4) };
 
     fn entry(index: u64) -> Entry {
         let span = Span { base_offset: 10, count: 3, max_timestamp: 77 };
         Entry {
-            index,
+            index: RaftIndex::new(index),
             term: Term(2),
             entry_type: 0,
             data: Bytes::from_static(b"dd"),
@@ -436,7 +437,7 @@ mod tests {
         let base = 3 * SEGMENT_BYTES;
         let entry = entry(9);
         let first = write_of(3, 0, base, base, &[Record::Entry { entry: &entry }]);
-        let truncate = Record::Truncate { from_index: 8, from_offset: 12 };
+        let truncate = Record::Truncate { from_index: RaftIndex::new(8), from_offset: 12 };
         let records = [Record::HardState, truncate, Record::Removed];
         (first, write_of(3, 2 * BLOCK as u64, base + 2 * BLOCK as u64, 0, &records))
     }

@@ -114,6 +114,7 @@ mod tests {
     use super::*;
     use crate::config::tests::with as started_with;
     use consensus::metadata::{Command, Slice, View, slice_of_cluster};
+    use types::RaftIndex;
 
     /// The settings in force after these changes: node, name, value.
     fn changed(changes: &[(Option<i32>, &str, Option<&str>)]) -> ClusterConfig {
@@ -121,7 +122,7 @@ mod tests {
         for (at, (node, name, value)) in changes.iter().enumerate() {
             let changes = vec![((*name).to_owned(), value.map(str::to_owned))];
             let applied = slice.apply(&Command::UpdateClusterConfig { node: *node, changes });
-            view.apply(at as u64 + 1, &applied.deltas);
+            view.apply(RaftIndex::new(at as u64 + 1), &applied.deltas);
         }
         view.cluster_config().clone()
     }

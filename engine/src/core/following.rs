@@ -17,7 +17,7 @@ use std::{
     rc::Rc,
     sync::Arc,
 };
-use types::{GroupId, Position, Term};
+use types::{GroupId, Position, RaftIndex, Term};
 use wal::store::RecoveredGroup;
 
 /// Ticks without a leader before a replica of a partition stands for election, and ticks between two replicas'
@@ -29,7 +29,7 @@ const KEPT_ENTRIES: u64 = 256;
 
 impl Core {
     /// Installs the slices of this core and the whole view, as of the snapshot that core 0 read.
-    pub fn install(self: &Rc<Self>, index: u64, slices: Vec<Slice>, image: &[Delta]) {
+    pub fn install(self: &Rc<Self>, index: RaftIndex, slices: Vec<Slice>, image: &[Delta]) {
         self.slices.borrow_mut().extend(slices.into_iter().map(|slice| (slice.id(), slice)));
         let before = self.view.replace(View::new(index, image));
         // A later snapshot omits topics that were deleted in between.
@@ -41,7 +41,7 @@ impl Core {
     }
 
     /// Applies published deltas to the view, and to this core's partitions.
-    pub fn show(self: &Rc<Self>, deltas: &[(u64, Vec<Delta>)]) {
+    pub fn show(self: &Rc<Self>, deltas: &[(RaftIndex, Vec<Delta>)]) {
         for (index, changes) in deltas {
             self.view.borrow_mut().apply(*index, changes);
             for change in changes {
@@ -125,13 +125,14 @@ impl Core {
         let opened = match &recovered {
             None => {
                 self.store.create_group(group, config.log_options());
-                let empty = Restored { gone: Some(Position { index: 0, term: Term(0) }), ..Restored::default() };
+                let empty =
+                    Restored { gone: Some(Position { index: RaftIndex::ZERO, term: Term(0) }), ..Restored::default() };
                 let raft = Group::new(identity, empty).expect("a new group needs nothing from storage");
                 Ok(Partition::new(name.clone(), group, raft, config, replicas))
             }
             Some(recovered) => {
                 self.store.set_options(group, config.log_options());
-                let gone = Position { index: recovered.first_index - 1, term: recovered.first_prev_term };
+                let gone = Position { index: recovered.first_index.prev(), term: recovered.first_prev_term };
                 let found = Restored { gone: Some(gone), ..restored(recovered) };
                 Group::new(identity, found)
                     .map_err(RecoverError::from)
@@ -259,8 +260,8 @@ pub fn restored(recovered: &RecoveredGroup) -> Restored {
     let state = recovered.hard_state;
     // The tail begins above the flushed or the applied index, whichever is lower. Below it, Raft needs only the
     // terms.
-    let first = recovered.tail.first().map_or(recovered.flushed_index + 1, |entry| entry.index);
-    let before = first - 1;
+    let first = recovered.tail.first().map_or(recovered.flushed_index.next(), |entry| entry.index);
+    let before = first.prev();
     let runs = &recovered.terms;
     let term = runs[..runs.partition_point(|run| run.first_index <= before)]
         .last()
@@ -270,7 +271,7 @@ pub fn restored(recovered: &RecoveredGroup) -> Restored {
         conf_state: recovered.app.conf_state.clone(),
         terms: runs.clone(),
         gone: None,
-        before: (before > 0).then_some(Position { index: before, term }),
+        before: (before > RaftIndex::ZERO).then_some(Position { index: before, term }),
         applied: recovered.app.index,
         entries: recovered
             .tail

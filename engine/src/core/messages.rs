@@ -40,7 +40,7 @@ use consensus::{
 };
 use net::{errors::ErrorCode, transport::listen::Accepted};
 use std::{future::ready, net::IpAddr, sync::Arc, time::Duration};
-use types::{CoreId, GroupId};
+use types::{CoreId, GroupId, RaftIndex};
 
 impl HasMesh for Core {
     type Ask = Ask;
@@ -168,7 +168,7 @@ notices! { Core:
         Receipt { receipt: ReceiptId } = |core| core.receipts.receive(receipt);
 
         /// The core's slices and the whole view, as of an index.
-        Install { index: u64, slices: Vec<Slice>, image: Arc<[Delta]> } = |core| core.install(index, slices, &image);
+        Install { index: RaftIndex, slices: Vec<Slice>, image: Arc<[Delta]> } = |core| core.install(index, slices, &image);
 
         /// Work on the core's slices, in log order.
         WorkOnSlices { work: Vec<SliceWork> } = |core| core.work_on_slices(work);
@@ -184,16 +184,16 @@ notices! { Core:
         SlicesCut { token: usize, slices: Vec<Slice> } = |core| core.meta().slices_cut(token, slices);
 
         /// Complete entries for the core's view, in log order, up to an index.
-        Show { deltas: Arc<[(u64, Vec<Delta>)]>, last: u64 } = |core| {
+        Show { deltas: Arc<[(RaftIndex, Vec<Delta>)]>, last: RaftIndex } = |core| {
             core.show(&deltas);
             core.tell(META_CORE, Notice::Shown { by: core.id(), index: last });
         };
 
         /// Reports that the core's view shows an index. This follows the message that brings the view there.
-        ReportShown { index: u64 } = |core| core.tell(META_CORE, Notice::Shown { by: core.id(), index });
+        ReportShown { index: RaftIndex } = |core| core.tell(META_CORE, Notice::Shown { by: core.id(), index });
 
         /// To core 0: a core's view shows everything up to an index.
-        Shown { by: CoreId, index: u64 } = |core| core.meta().is_shown(core, by, index);
+        Shown { by: CoreId, index: RaftIndex } = |core| core.meta().is_shown(core, by, index);
 
         /// Until when reads may be answered from the view, and the broker that leads the metadata.
         Lease { until: Duration, controller: Option<i32> } = |core| core.set_lease(until, controller);
@@ -235,11 +235,11 @@ mod tests {
         }
         // These change slices and views in log order, and tell how far that is.
         for notice in [
-            Notice::Install { index: 1, slices: Vec::new(), image: Arc::from([]) },
+            Notice::Install { index: RaftIndex::new(1), slices: Vec::new(), image: Arc::from([]) },
             Notice::WorkOnSlices { work: Vec::new() },
             Notice::CutSlices { token: 0 },
-            Notice::Show { deltas: Arc::from([]), last: 1 },
-            Notice::ReportShown { index: 1 },
+            Notice::Show { deltas: Arc::from([]), last: RaftIndex::new(1) },
+            Notice::ReportShown { index: RaftIndex::new(1) },
         ] {
             assert_eq!(notice.lane(), Lane::Control);
         }

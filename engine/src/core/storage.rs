@@ -72,7 +72,7 @@ impl Core {
             (false, None) => "a partition".to_owned(),
         };
         let notice = format!("{name}: {unreadable}; see \"A group has stopped\" in deploy/docs/operating.md");
-        tracing::error!(core = self.id().0, group = id.0, index = unreadable.index, "{notice}");
+        tracing::error!(core = self.id().0, group = id.0, index = %unreadable.index, "{notice}");
         self.metrics.groups_stopped.set(self.metrics.groups_stopped.get() + 1);
         self.metrics.stopped.add(id, notice);
         group.storage_failed();

@@ -34,7 +34,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use types::{GroupId, Term};
+use types::{GroupId, RaftIndex, Term};
 use wal::store::read::Batch;
 
 /// Timestamps with a special meaning, as ListOffsetsRequest defines them.
@@ -65,15 +65,15 @@ const UNREADABLE_MAX: usize = 1024;
 
 /// Stored batches that can't be searched, by group, index and term. A batch that failed once is not tried again.
 #[derive(Default)]
-pub struct Unreadable(RefCell<VecDeque<(GroupId, u64, Term)>>);
+pub struct Unreadable(RefCell<VecDeque<(GroupId, RaftIndex, Term)>>);
 
 impl Unreadable {
-    fn knows(&self, batch: &(GroupId, u64, Term)) -> bool {
+    fn knows(&self, batch: &(GroupId, RaftIndex, Term)) -> bool {
         self.0.borrow().contains(batch)
     }
 
     /// Remembers a batch. Evicts the oldest if there are too many.
-    fn note(&self, batch: (GroupId, u64, Term)) {
+    fn note(&self, batch: (GroupId, RaftIndex, Term)) {
         let mut known = self.0.borrow_mut();
         known.truncate(UNREADABLE_MAX - 1);
         known.push_front(batch);
@@ -401,7 +401,7 @@ mod tests {
     #[test]
     fn unreadable_batches_are_remembered_up_to_a_bound() {
         const BOUND: u64 = UNREADABLE_MAX as u64;
-        let (unreadable, batch) = (Unreadable::default(), |index| (GroupId(7), index, Term(1)));
+        let (unreadable, batch) = (Unreadable::default(), |index| (GroupId(7), RaftIndex::new(index), Term(1)));
         (0..3 * BOUND).for_each(|index| unreadable.note(batch(index)));
         let known = (0..3 * BOUND).filter(|index| unreadable.knows(&batch(*index)));
         assert!(known.eq(2 * BOUND..3 * BOUND), "the newest stay");

@@ -19,6 +19,7 @@ use consensus::group::descriptor::{Descriptor, EntryData};
 use net::records::batch::{self, Assigned, BatchHeader};
 use runtime::planted;
 use std::{collections::VecDeque, rc::Rc, time::Duration};
+use types::RaftIndex;
 use wal::record::Span;
 
 /// Unapplied bytes that one partition may hold. Beyond it, appends are rejected, and clients retry.
@@ -46,7 +47,7 @@ pub enum Acks {
 }
 
 pub(super) struct Waiting {
-    pub(super) index: u64,
+    pub(super) index: RaftIndex,
     pub(super) appended: Appended,
     pub(super) promise: Promise<Result<Appended, PartitionError>>,
 }
@@ -284,7 +285,7 @@ impl State {
         stamped: bool,
         log_start: u64,
         acks: Acks,
-        stable: u64,
+        stable: RaftIndex,
     ) -> Committed {
         let (promise, answer) = promise();
         let appended = Appended {

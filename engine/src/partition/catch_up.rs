@@ -28,7 +28,7 @@ use std::{
     collections::VecDeque,
     rc::Rc,
 };
-use types::Term;
+use types::{RaftIndex, Term};
 use wal::{record, store::Entries};
 
 /// Most bytes of data and batches in one piece that is read, and in one message to a lagging replica.
@@ -49,11 +49,11 @@ pub(super) struct CatchUp {
     /// A task is reading them.
     fetching: Cell<bool>,
     /// The last indexes of the last two pieces read, the earlier piece first.
-    pieces: Cell<(u64, u64)>,
+    pieces: Cell<(RaftIndex, RaftIndex)>,
     /// Ticks since the last piece was read.
     waited: Cell<u32>,
     /// Batches of wanted entries, by index, while they are being sent.
-    fetched: RefCell<Vec<(u64, Bytes)>>,
+    fetched: RefCell<Vec<(RaftIndex, Bytes)>>,
 }
 
 impl CatchUp {
@@ -105,9 +105,10 @@ impl Partition {
         let fetched = self.catch_up.fetched.borrow();
         let (mut payloads, mut is_fetched) = (Vec::new(), false);
         for (place, entry) in message.entries.iter().enumerate().filter(|(_, entry)| has_batch(entry)) {
-            let payload = core.store.payload(self.group(), entry.index).or_else(|| {
+            let index = RaftIndex::new(entry.index);
+            let payload = core.store.payload(self.group(), index).or_else(|| {
                 is_fetched = true;
-                fetched.iter().find(|(index, _)| *index == entry.index).map(|(_, bytes)| bytes.clone())
+                fetched.iter().find(|(of, _)| *of == index).map(|(_, bytes)| bytes.clone())
             });
             match payload {
                 Some(payload) => payloads.push((place, payload)),
@@ -160,8 +161,8 @@ impl Partition {
             if let Some((payloads, _)) = self.payloads_at_hand(core, &message) {
                 self.send_with(core, Lane::Bulk, message, payloads);
             } else {
-                let first = message.entries[0].index;
-                let below = first + message.entries.len() as u64;
+                let first = RaftIndex::new(message.entries[0].index);
+                let below = first.at_place(message.entries.len());
                 let Some(entries) = self.read_entries(core, first, below).await else { continue };
                 core.pace.moved(bytes_of(&entries));
                 self.send_read(core, message, entries);
@@ -171,8 +172,9 @@ impl Partition {
 
     /// Sends the part of a message for which batches were read.
     fn send_read(&self, core: &Core, mut message: Message, entries: Vec<record::Entry>) {
-        let same =
-            |(small, whole): &(&RaftEntry, &record::Entry)| (small.index, small.term) == (whole.index, whole.term.0);
+        let same = |(small, whole): &(&RaftEntry, &record::Entry)| {
+            (small.index, small.term) == (whole.index.get(), whole.term.0)
+        };
         let there = message.entries.iter().zip(&entries).take_while(same).count();
         message.entries.truncate(there);
         let batches = entries.into_iter().take(there).enumerate();
@@ -180,7 +182,7 @@ impl Partition {
         self.send_with(core, Lane::Bulk, message, payloads);
     }
 
-    async fn read_entries(&self, core: &Core, from: u64, below: u64) -> Option<Vec<record::Entry>> {
+    async fn read_entries(&self, core: &Core, from: RaftIndex, below: RaftIndex) -> Option<Vec<record::Entry>> {
         let read = match core.store.entries(self.group(), from, below, PIECE_BYTES) {
             Entries::Memory(entries) => Ok(entries),
             Entries::Cold(read) => read.await,
@@ -188,7 +190,7 @@ impl Partition {
                 // Retention was faster. A replica that lacks these entries starts again at the current start of the
                 // log.
                 if let Some(log) = core.store.log(self.group()) {
-                    self.replica.with(|raft| raft.forget(log.first_index - 1));
+                    self.replica.with(|raft| raft.forget(log.first_index.prev()));
                 }
                 return None;
             }
@@ -227,14 +229,14 @@ impl Partition {
 
     /// Whether some peer has everything before this piece, or everything but the last piece. Sending further ahead
     /// is useless: a slow peer would throw it away.
-    fn is_awaited(&self, from: u64) -> bool {
+    fn is_awaited(&self, from: RaftIndex) -> bool {
         let (before_last, _) = self.catch_up.pieces.get();
         let matched = self.replica.with(|raft| raft.progress());
         // Earlier pieces may be lost. The peer reports that when it gets a later one.
         self.catch_up.waited.get() >= WAITED_MAX
             || matched
                 .iter()
-                .any(|peer| peer.matched < from && (peer.matched + 1 == from || peer.matched >= before_last))
+                .any(|peer| peer.matched < from && (peer.matched.next() == from || peer.matched >= before_last))
     }
 
     async fn fetch(self: &Rc<Self>, core: &Rc<Core>, wanted: Wanted) {

@@ -16,7 +16,7 @@ use consensus::{
     wire::{PeerMessage, Rest},
 };
 use std::{rc::Rc, time::Duration};
-use types::{Position, Term};
+use types::{Position, RaftIndex, Term};
 
 /// Ticks without a new entry before a group may rest.
 const RESTS_AFTER: u32 = 5;
@@ -113,10 +113,10 @@ impl Partition {
             if !raft.is_leader() || wanted <= raft.voters().len() / 2 + 1 {
                 return applied;
             }
-            let mut matched: Vec<u64> =
+            let mut matched: Vec<RaftIndex> =
                 raft.progress().iter().filter(|peer| peer.voter).map(|peer| peer.matched).collect();
             matched.sort_unstable_by(|a, b| b.cmp(a));
-            matched.get(wanted - 1).map_or(0, |enough| applied.min(*enough))
+            matched.get(wanted - 1).map_or(RaftIndex::ZERO, |enough| applied.min(*enough))
         });
         let mut state = self.state.borrow_mut();
         while let Some(done) = state.waiting.pop_front_if(|waiting| waiting.index <= upto) {
@@ -290,7 +290,9 @@ impl Partition {
             }
             let progress = raft.progress();
             let has_nearly_all = |peer: &u64| {
-                progress.iter().any(|known| known.peer == *peer && known.active && known.matched + NEARLY_ALL >= last)
+                progress
+                    .iter()
+                    .any(|known| known.peer == *peer && known.active && known.matched.plus(NEARLY_ALL) >= last)
             };
             let Some(new) = wanted.iter().copied().find(|peer| learners.contains(peer) && has_nearly_all(peer)) else {
                 return Vec::new();
@@ -320,7 +322,7 @@ impl Partition {
                 peer != me && to.is_none_or(|to| to == node) && core.groups.can_lead(core, self.group(), node)
             };
             let able = raft.progress().into_iter().filter(|peer| peer.voter && is_able(peer.peer));
-            able.min_by_key(|peer| (last.saturating_sub(peer.matched) > NEARLY_ALL, place(node_of(peer.peer))))
+            able.min_by_key(|peer| (peer.matched.plus(NEARLY_ALL) < last, place(node_of(peer.peer))))
         });
         drop(replicas);
         let Some(target) = target else { return false };

@@ -72,7 +72,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use types::{GroupId, Term};
+use types::{GroupId, RaftIndex, Term};
 use wal::store::{AppState, AppendError, LogPos, RecoveredGroup};
 
 #[derive(Default)]
@@ -101,7 +101,7 @@ struct State {
 
 /// An entry that is not applied.
 struct Tail {
-    index: u64,
+    index: RaftIndex,
     /// The offset after its last record.
     end: u64,
     bytes: usize,
@@ -141,7 +141,7 @@ pub struct Partition {
     /// On a leader: until when each peer counts as in sync even if it lags.
     excused_until: RefCell<AHashMap<u64, Duration>>,
     /// The log's last index at the last tick, and the number of ticks since it changed.
-    ticked: Cell<(u64, u32)>,
+    ticked: Cell<(RaftIndex, u32)>,
     /// The latest end of a handover that began here. Until then, appends that meet it are held.
     handing_over_until: Cell<Option<Duration>>,
     /// Appends that met the handover. They are rejected when the next leader is known.
@@ -219,7 +219,7 @@ impl Partition {
             told: Cell::new(None),
             in_sync: RefCell::default(),
             excused_until: RefCell::default(),
-            ticked: Cell::new((0, 0)),
+            ticked: Cell::new((RaftIndex::ZERO, 0)),
             handing_over_until: Cell::new(None),
             held: RefCell::default(),
             stands_in: Cell::new(None),
@@ -431,7 +431,7 @@ impl Replicated for Partition {
         self.send_all(core, messages);
     }
 
-    fn truncated(&self, index: u64) -> u64 {
+    fn truncated(&self, index: RaftIndex) -> u64 {
         let mut state = self.state.borrow_mut();
         let keep = state.tail.partition_point(|entry| entry.index < index);
         state.tail_bytes -= state.tail.drain(keep..).map(|entry| entry.bytes).sum::<usize>();

@@ -18,6 +18,7 @@ use crate::{
     sync::{Notify, race},
 };
 use std::{cell::RefCell, collections::VecDeque, time::Duration};
+use types::RaftIndex;
 
 /// How long slower replicas may hold appends up. Each MiB that is appended gives as much time again.
 const HELD_MAX: Duration = Duration::from_millis(250);
@@ -38,9 +39,9 @@ pub(super) struct Pacing {
 #[derive(Default)]
 struct Ahead {
     /// The index before the first of these entries. Replicas that lack this one are left behind.
-    before: u64,
+    before: RaftIndex,
     /// The last index of each piece, and its bytes.
-    pieces: VecDeque<(u64, usize)>,
+    pieces: VecDeque<(RaftIndex, usize)>,
     bytes: usize,
     /// How long appends were held up lately.
     held: Duration,
@@ -52,7 +53,7 @@ enum WaitsFor {
 }
 
 impl Ahead {
-    fn push(&mut self, index: u64, bytes: usize) {
+    fn push(&mut self, index: RaftIndex, bytes: usize) {
         self.bytes += bytes;
         let credit = HELD_MAX.mul_f64(bytes as f64 / f64::from(HELD_FOR_BYTES));
         self.held = self.held.saturating_sub(credit);
@@ -60,14 +61,14 @@ impl Ahead {
             Some(last) if last.1 < PIECE_BYTES => *last = (index, last.1 + bytes),
             Some(_) => self.pieces.push_back((index, bytes)),
             None => {
-                self.before = index - 1;
+                self.before = index.prev();
                 self.pieces.push_back((index, bytes));
             }
         }
     }
 
     /// All replicas that count have everything up to `index`.
-    fn all_have(&mut self, index: u64) {
+    fn all_have(&mut self, index: RaftIndex) {
         self.before = self.before.max(index);
         while let Some((_, bytes)) = self.pieces.pop_front_if(|(last, _)| *last <= index) {
             self.bytes -= bytes;
@@ -75,18 +76,18 @@ impl Ahead {
     }
 
     /// The index of the last entry.
-    fn last(&self) -> u64 {
+    fn last(&self) -> RaftIndex {
         self.pieces.back().map_or(self.before, |(last, _)| *last)
     }
 
     /// Takes what the replicas have. Those that lack what came before do not count.
-    fn take(&mut self, matched: &[u64]) {
+    fn take(&mut self, matched: &[RaftIndex]) {
         let least = matched.iter().copied().filter(|matched| *matched >= self.before).min();
         self.all_have(least.unwrap_or(self.last()));
     }
 
     /// Leaves the slowest replica behind that counts.
-    fn leave_behind(&mut self, matched: &[u64]) {
+    fn leave_behind(&mut self, matched: &[RaftIndex]) {
         self.take(matched);
         // The slowest has exactly the entries before.
         let next = matched.iter().copied().filter(|matched| *matched > self.before).min();
@@ -153,14 +154,14 @@ impl Partition {
     }
 
     /// The last index of each other voter that is reachable.
-    fn others_have(&self, core: &Core) -> Vec<u64> {
+    fn others_have(&self, core: &Core) -> Vec<RaftIndex> {
         let (progress, me) = self.replica.with(|raft| (raft.progress(), raft.peer()));
         let others = progress.iter().filter(|peer| peer.voter && peer.peer != me && self.is_there(core, peer.peer));
         others.map(|peer| peer.matched).collect()
     }
 
     /// This leader has appended an entry.
-    pub(super) fn runs_ahead(&self, core: &Core, index: u64, bytes: usize) {
+    pub(super) fn runs_ahead(&self, core: &Core, index: RaftIndex, bytes: usize) {
         if self.is_shared() {
             self.change_ahead(core, |ahead| ahead.push(index, bytes));
         }
@@ -182,7 +183,7 @@ mod tests {
     /// Entries 1 to `count`, of 1 MiB each.
     fn ahead(count: u64) -> Ahead {
         let mut ahead = Ahead::default();
-        (1..=count).for_each(|index| ahead.push(index, MIB));
+        (1..=count).for_each(|index| ahead.push(RaftIndex::new(index), MIB));
         ahead
     }
 
@@ -190,14 +191,14 @@ mod tests {
     fn a_leader_is_ahead_of_the_slowest_replica_that_counts() {
         let mut ahead = ahead(8);
         assert!(!ahead.has_room(1, 8 * MIB));
-        ahead.take(&[8, 5]);
-        assert_eq!((ahead.bytes, ahead.before), (3 * MIB, 5));
+        ahead.take(&[RaftIndex::new(8), RaftIndex::new(5)]);
+        assert_eq!((ahead.bytes, ahead.before), (3 * MIB, RaftIndex::new(5)));
         assert!(ahead.has_room(5 * MIB, 8 * MIB) && !ahead.has_room(1, 3 * MIB));
         // One that lacks what the others have does not count before it has caught up.
-        ahead.take(&[8, 4]);
-        assert_eq!((ahead.bytes, ahead.before), (0, 8));
-        ahead.push(9, MIB);
-        ahead.take(&[9, 8]);
+        ahead.take(&[RaftIndex::new(8), RaftIndex::new(4)]);
+        assert_eq!((ahead.bytes, ahead.before), (0, RaftIndex::new(8)));
+        ahead.push(RaftIndex::new(9), MIB);
+        ahead.take(&[RaftIndex::new(9), RaftIndex::new(8)]);
         assert_eq!(ahead.bytes, MIB);
         // Nobody is there.
         ahead.take(&[]);
@@ -208,21 +209,21 @@ mod tests {
     fn who_is_left_behind_counts_again_once_it_has_caught_up() {
         let mut ahead = ahead(8);
         ahead.held = HELD_MAX;
-        ahead.leave_behind(&[0, 6]);
-        assert_eq!((ahead.bytes, ahead.before, ahead.held), (2 * MIB, 6, Duration::ZERO));
-        ahead.take(&[3, 7]);
-        assert_eq!((ahead.bytes, ahead.before), (MIB, 7));
-        ahead.take(&[7, 7]);
+        ahead.leave_behind(&[RaftIndex::ZERO, RaftIndex::new(6)]);
+        assert_eq!((ahead.bytes, ahead.before, ahead.held), (2 * MIB, RaftIndex::new(6), Duration::ZERO));
+        ahead.take(&[RaftIndex::new(3), RaftIndex::new(7)]);
+        assert_eq!((ahead.bytes, ahead.before), (MIB, RaftIndex::new(7)));
+        ahead.take(&[RaftIndex::new(7), RaftIndex::new(7)]);
         assert_eq!(ahead.bytes, MIB);
         // Both are as slow.
-        ahead.leave_behind(&[7, 7]);
+        ahead.leave_behind(&[RaftIndex::new(7), RaftIndex::new(7)]);
         assert_eq!(ahead.bytes, 0);
     }
 
     #[test]
     fn small_entries_are_counted_in_pieces_and_give_time_by_their_bytes() {
         let mut ahead = Ahead { held: HELD_MAX, ..Ahead::default() };
-        (1..=MIB as u64 / 64).for_each(|index| ahead.push(index, 64));
+        (1..=MIB as u64 / 64).for_each(|index| ahead.push(RaftIndex::new(index), 64));
         assert_eq!((ahead.bytes, ahead.pieces.len()), (MIB, MIB / PIECE_BYTES));
         assert!(ahead.held < Duration::from_millis(1), "{:?}", ahead.held);
     }

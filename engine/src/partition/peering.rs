@@ -20,7 +20,7 @@ use net::{
 };
 use runtime::planted;
 use std::rc::Rc;
-use types::{Position, Term};
+use types::{Position, RaftIndex, Term};
 use wal::record::Span;
 
 /// Sending to the other replicas.
@@ -95,16 +95,18 @@ impl Partition {
 
     /// Whether the batches' offsets continue the local log and each other.
     fn follows(&self, message: &Message) -> Result<(), &'static str> {
-        let (applied, term) = self.replica.with(|raft| (raft.applied(), raft.term_at(message.index)));
-        if message.index > applied && term != Some(Term(message.log_term)) {
+        let before = RaftIndex::new(message.index);
+        let (applied, term) = self.replica.with(|raft| (raft.applied(), raft.term_at(before)));
+        if before > applied && term != Some(Term(message.log_term)) {
             // The group rejects it, and its leader searches for the point where the logs diverge.
             return Ok(());
         }
-        let mut end = self.end_behind(message.index, applied);
+        let mut end = self.end_behind(before, applied);
         for entry in &message.entries {
-            if entry.index <= applied {
+            let index = RaftIndex::new(entry.index);
+            if index <= applied {
                 // It is here already and applied, so it stays.
-                end = self.end_behind(entry.index, applied);
+                end = self.end_behind(index, applied);
                 continue;
             }
             match EntryData::decode(&entry.data) {
@@ -124,7 +126,7 @@ impl Partition {
     }
 
     /// The offset after an entry's last record, if it is known.
-    fn end_behind(&self, index: u64, applied: u64) -> Option<u64> {
+    fn end_behind(&self, index: RaftIndex, applied: RaftIndex) -> Option<u64> {
         let state = self.state.borrow();
         if index == applied {
             return Some(state.high_watermark);
@@ -195,7 +197,10 @@ fn checked(message: &Message, payloads: Vec<(usize, Bytes)>) -> Result<Vec<(Posi
             max_timestamp: descriptor.max_timestamp,
         };
         let header = *bytes.first_chunk::<HEADER_BYTES>().expect("a whole batch has its header");
-        staged.push((Position { index: entry.index, term: Term(entry.term) }, Payload { span, header, bytes }));
+        staged.push((
+            Position { index: RaftIndex::new(entry.index), term: Term(entry.term) },
+            Payload { span, header, bytes },
+        ));
     }
     if payloads.next().is_some() {
         return Err("a batch belongs to no entry");

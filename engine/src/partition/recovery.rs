@@ -3,7 +3,7 @@
 use super::producers::{Producers, RestoreError};
 use consensus::group;
 use net::records::batch::{BatchError, BatchHeader};
-use types::GroupId;
+use types::{GroupId, RaftIndex};
 use wal::store::RecoveredGroup;
 
 /// Why a partition can't be brought back. It stays without a leader.
@@ -14,7 +14,7 @@ pub enum RecoverError {
     #[error("group {group}: {cause}")]
     Producers { group: GroupId, cause: RestoreError },
     #[error("group {group}, entry {index}: {cause}")]
-    Batch { group: GroupId, index: u64, cause: BatchError },
+    Batch { group: GroupId, index: RaftIndex, cause: BatchError },
 }
 
 /// Restores the producers of the last checkpoint, then replays the batch headers after it up to the log's end.

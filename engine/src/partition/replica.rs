@@ -23,7 +23,7 @@ use std::{
     rc::Rc,
     time::Instant,
 };
-use types::{GroupId, HardState, Position};
+use types::{GroupId, HardState, Position, RaftIndex};
 use wal::{
     record::{self, Span},
     store::{AppendError, LogPos},
@@ -151,8 +151,8 @@ impl Replica {
             ready.entries.first().filter(|first| store.log(self.id).is_some_and(|log| first.index <= log.last_index))
         {
             // A new leader's entries replace entries that were never committed.
-            let from = first.index - u64::from(planted!(TruncatedTooFar));
-            let state = self.with(|raft| raft.hard_state_with(from - 1));
+            let from = first.index.back(u64::from(planted!(TruncatedTooFar)));
+            let state = self.with(|raft| raft.hard_state_with(from.prev()));
             store.truncate(self.id, state, from, group.truncated(from))?;
         }
         for entry in ready.entries.drain(..) {
@@ -196,7 +196,7 @@ pub trait Replicated {
     /// Replaces the whole state by a staged snapshot. Returns the position that must be durable for that.
     fn restore(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError>;
     /// Uncommitted entries from `index` on are truncated. Returns the offset at which the log now ends.
-    fn truncated(&self, _index: u64) -> u64 {
+    fn truncated(&self, _index: RaftIndex) -> u64 {
         0
     }
     /// The next entry of the log, proposed here or received from a leader, is about to be staged.

@@ -20,7 +20,7 @@ use consensus::{
 };
 use net::peer::Lane;
 use std::rc::Rc;
-use types::Position;
+use types::{Position, RaftIndex};
 use wal::store::{AppState, AppendError, LogMark, LogPos};
 
 /// Most bytes of idempotent producers in a snapshot. They are stored as one record of the ring.
@@ -60,7 +60,7 @@ impl Begin {
 
 /// A snapshot that is being stepped.
 pub(super) struct Coming {
-    index: u64,
+    index: RaftIndex,
     /// The offset at which its log begins.
     offset: u64,
     producers: Producers,
@@ -79,7 +79,7 @@ impl Partition {
     fn cut_snapshot(&self, core: &Rc<Core>) {
         let Some(log) = core.store.log(self.group()) else { return };
         self.replica.with(|raft| {
-            let index = log.first_index - 1;
+            let index = log.first_index.prev();
             raft.forget(index);
             if let Some(term) = raft.term_at(index) {
                 raft.set_snapshot(SnapshotMark { at: Position { index, term }, conf_state: raft.conf_state_at(index) });
@@ -88,10 +88,10 @@ impl Partition {
     }
 
     pub(super) fn send_snapshot(&self, core: &Rc<Core>, mut message: Message) {
-        let index = message.get_snapshot().get_metadata().index;
+        let index = RaftIndex::new(message.get_snapshot().get_metadata().index);
         let to = message.to;
         let log = core.store.log(self.group());
-        let Some(log) = log.filter(|log| log.first_index == index + 1) else {
+        let Some(log) = log.filter(|log| log.first_index == index.next()) else {
             // The log's start has moved since.
             self.cut_snapshot(core);
             return self.replica.with(|raft| raft.report_snapshot(to, false));
@@ -100,7 +100,7 @@ impl Partition {
         context.extend_from_slice(&self.state.borrow().producers.snapshot_at(index, PRODUCERS_BYTES_MAX));
         message.context = context.into();
         tracing::info!(
-            partition = %self.name, to, index, offset = log.first_offset,
+            partition = %self.name, to, %index, offset = log.first_offset,
             "sending a snapshot: a replica lacks entries before the log's start"
         );
         core.metrics.replication_snapshots_total.add(1);
@@ -109,7 +109,7 @@ impl Partition {
     }
 
     pub(super) fn take_snapshot(self: &Rc<Self>, core: &Rc<Core>, message: Message) {
-        let index = message.get_snapshot().get_metadata().index;
+        let index = RaftIndex::new(message.get_snapshot().get_metadata().index);
         let Begin { offset, producers, blob } = match Begin::decode(&message.context) {
             Ok(begin) => begin,
             Err(why) => return tracing::warn!(partition = %self.name, %why, "a snapshot was dropped"),
@@ -132,7 +132,7 @@ impl Partition {
         let coming = self.coming.take().expect("a snapshot is stepped and taken in one step");
         let Coming { index, offset, mut producers, blob } = coming;
         assert_eq!(index, mark.at.index, "the stepped snapshot is the received one");
-        tracing::info!(partition = %self.name, index, offset, "restarting the log where the leader's log begins");
+        tracing::info!(partition = %self.name, %index, offset, "restarting the log where the leader's log begins");
         producers.commit_to(index);
         let app = AppState { index, blob, conf_state: mark.conf_state.clone() };
         let state = self.replica.with(|raft| raft.hard_state_with(index));
@@ -151,7 +151,9 @@ mod tests {
 
     #[test]
     fn a_snapshot_whose_log_begins_beyond_the_last_offset_is_dropped() {
-        let context = |offset: u64| [&offset.to_le_bytes()[..], &Producers::default().snapshot_at(0, 1 << 10)].concat();
+        let context = |offset: u64| {
+            [&offset.to_le_bytes()[..], &Producers::default().snapshot_at(RaftIndex::ZERO, 1 << 10)].concat()
+        };
         let decode = |context: &[u8]| Begin::decode(context).map(|begin| begin.offset);
         for offset in [0, 7, OFFSET_MAX] {
             assert_eq!(decode(&context(offset)), Ok(offset));

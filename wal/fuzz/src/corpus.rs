@@ -1,7 +1,7 @@
 //! Valid inputs, as the crate's own encoders make them.
 
 use bytes::Bytes;
-use types::{GroupId, HardState, Term, TermRun};
+use types::{GroupId, HardState, RaftIndex, Term, TermRun};
 use wal::checkpoint::{Checkpoint, Garbage, GroupState, RemovedGroup};
 use wal::log::{Held, Mark};
 use wal::record::{Entry, Span};
@@ -12,12 +12,12 @@ use wal::store::{AppState, LogPos};
 
 use crate::segments::SEGMENT;
 
-const HARD_STATE: HardState = HardState { term: Term(3), vote: 2, commit: 6 };
+const HARD_STATE: HardState = HardState { term: Term(3), vote: 2, commit: RaftIndex::new(6) };
 
 fn entry(index: u64, data: &'static [u8], batch: Option<&'static [u8]>) -> Entry {
     let span = Span { base_offset: 40, count: 2, max_timestamp: 1_000 };
     let payload = batch.map(|batch| (span, Bytes::from_static(batch)));
-    Entry { index, term: Term(3), entry_type: 1, data: Bytes::from_static(data), payload }
+    Entry { index: RaftIndex::new(index), term: Term(3), entry_type: 1, data: Bytes::from_static(data), payload }
 }
 
 /// A write with a record of every kind.
@@ -28,9 +28,9 @@ pub fn writes() -> Vec<Vec<u8>> {
         Record::Entry { entry: &bare },
         Record::Entry { entry: &whole },
         Record::HardState,
-        Record::Truncate { from_index: 7, from_offset: 40 },
-        Record::Restart { index: 9, term: Term(3) },
-        Record::RestartAt { index: 9, term: Term(3), offset: 42, conf_state: &conf_state, blob: &blob },
+        Record::Truncate { from_index: RaftIndex::new(7), from_offset: 40 },
+        Record::Restart { index: RaftIndex::new(9), term: Term(3) },
+        Record::RestartAt { index: RaftIndex::new(9), term: Term(3), offset: 42, conf_state: &conf_state, blob: &blob },
         Record::Removed,
     ];
     vec![write(&records), write(&records[1..2]), write(&records[4..6]), write(&[])]
@@ -66,9 +66,15 @@ pub fn frames() -> Vec<Vec<u8>> {
 }
 
 pub fn indexes() -> Vec<Vec<u8>> {
-    let at = |n: u64| IndexEntry { position: 4096 * n, index: 5 * n, base_offset: 10 * n, max_timestamp: n as i64 - 1 };
-    let index =
-        |count: u64| encode_index(4096 * count, 5 * count, &(0..count).map(at).collect::<Vec<_>>(), SEGMENT.seed());
+    let at = |n: u64| IndexEntry {
+        position: 4096 * n,
+        index: RaftIndex::new(5 * n),
+        base_offset: 10 * n,
+        max_timestamp: n as i64 - 1,
+    };
+    let index = |count: u64| {
+        encode_index(4096 * count, RaftIndex::new(5 * count), &(0..count).map(at).collect::<Vec<_>>(), SEGMENT.seed())
+    };
     vec![index(0), index(1), index(20)]
 }
 
@@ -82,7 +88,7 @@ pub fn checkpoints() -> Vec<Vec<u8>> {
         removed: vec![RemovedGroup { id: GroupId(8), at: LogPos(950) }],
         garbage: vec![
             Garbage::Segment { id: SegmentId { group: GroupId(7), serial: 1 }, base_offset: 50 },
-            Garbage::Snapshot { group: GroupId(0), index: 4, term: Term(1) },
+            Garbage::Snapshot { group: GroupId(0), index: RaftIndex::new(4), term: Term(1) },
         ],
     };
     let checkpoints = [checkpoint(vec![]), checkpoint(vec![by_snapshot(), with_segments()])];
@@ -90,7 +96,7 @@ pub fn checkpoints() -> Vec<Vec<u8>> {
 }
 
 fn by_snapshot() -> GroupState {
-    let at = Mark { index: 4, term: Term(2), offset: 0 };
+    let at = Mark { index: RaftIndex::new(4), term: Term(2), offset: 0 };
     GroupState {
         id: GroupId(0),
         by_snapshot: true,
@@ -101,7 +107,7 @@ fn by_snapshot() -> GroupState {
         next_serial: 0,
         before_first: at,
         flushed: at,
-        app: AppState { index: 4, blob: Bytes::new(), conf_state: Bytes::from_static(b"members") },
+        app: AppState { index: RaftIndex::new(4), blob: Bytes::new(), conf_state: Bytes::from_static(b"members") },
         segments: Vec::new(),
         terms: Vec::new(),
         kept: vec![held(entry(5, b"first", None), 100, 0), held(entry(6, b"second", None), 160, 0)],
@@ -118,8 +124,8 @@ fn with_segments() -> GroupState {
         serial,
         base_offset,
         end_offset: base_offset + 10,
-        first_index,
-        last_index: first_index + 4,
+        first_index: RaftIndex::new(first_index),
+        last_index: RaftIndex::new(first_index + 4),
         len: 8192,
         first_timestamp: -1,
         max_timestamp: 5,
@@ -131,13 +137,17 @@ fn with_segments() -> GroupState {
         dir_made: true,
         log_start: 25,
         next_serial: 4,
-        before_first: Mark { index: 10, term: Term(2), offset: 20 },
-        flushed: Mark { index: 20, term: Term(3), offset: 40 },
-        app: AppState { index: 19, blob: Bytes::from_static(b"state"), conf_state: Bytes::from_static(b"members") },
+        before_first: Mark { index: RaftIndex::new(10), term: Term(2), offset: 20 },
+        flushed: Mark { index: RaftIndex::new(20), term: Term(3), offset: 40 },
+        app: AppState {
+            index: RaftIndex::new(19),
+            blob: Bytes::from_static(b"state"),
+            conf_state: Bytes::from_static(b"members"),
+        },
         segments: vec![segment(2, 11, 20), segment(3, 16, 30)],
         terms: vec![
-            TermRun { first_index: 11, term: Term(2), base_offset: 20 },
-            TermRun { first_index: 15, term: Term(3), base_offset: 28 },
+            TermRun { first_index: RaftIndex::new(11), term: Term(2), base_offset: 20 },
+            TermRun { first_index: RaftIndex::new(15), term: Term(3), base_offset: 28 },
         ],
         kept: vec![held(entry(21, b"", Some(b"carried batch")), 100, 40)],
         ..by_snapshot()

@@ -11,7 +11,7 @@ use crate::{
     checkpoint::{GroupState, Reader, Writer},
     record::{Entry, Held, LogPos, Span},
 };
-use types::Term;
+use types::{RaftIndex, Term};
 
 impl GroupState {
     /// Whether there are batches among the kept entries.
@@ -23,7 +23,7 @@ impl GroupState {
 pub(crate) fn encode<'a>(kept: impl Iterator<Item = &'a Held> + Clone, to: &mut Writer) {
     to.words(&[kept.clone().count() as u64]);
     for Held { start, end, base_offset, entry, .. } in kept {
-        to.words(&[start.0, end.0, entry.index, entry.term.0, u64::from(entry.entry_type), *base_offset]);
+        to.words(&[start.0, end.0, entry.index.get(), entry.term.0, u64::from(entry.entry_type), *base_offset]);
         to.bytes(&entry.data);
         match &entry.payload {
             Some((span, batch)) => {
@@ -48,7 +48,8 @@ pub(crate) fn decode(from: &mut Reader) -> Option<Vec<Held>> {
             }
             _ => return None,
         };
-        let entry = Entry { index, term: Term(term), entry_type: entry_type.try_into().ok()?, data, payload };
+        let (index, term, entry_type) = (RaftIndex::new(index), Term(term), entry_type.try_into().ok()?);
+        let entry = Entry { index, term, entry_type, data, payload };
         let payload_crc = entry.payload_crc();
         Some(Held { start: LogPos(start), end: LogPos(end), base_offset, entry, payload_crc })
     })
@@ -60,7 +61,7 @@ pub(crate) fn check<'a>(group: &GroupState, kept: impl Iterator<Item = &'a Held>
     for held in kept {
         let entry = &held.entry;
         let offset = entry.payload.as_ref().map_or(held.base_offset, |(span, _)| span.base_offset);
-        let follows = entry.index == last.index + 1 && entry.term >= last.term;
+        let follows = entry.index == last.index.next() && entry.term >= last.term;
         if !follows || held.base_offset != last.offset || offset != last.offset {
             return Err("kept entries do not follow the flushed entry");
         }

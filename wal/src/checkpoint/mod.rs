@@ -30,7 +30,7 @@ use crate::{
     segment::{Segment, format::SegmentId},
 };
 use bytes::Bytes;
-use types::{GroupId, HardState, Term, TermRun};
+use types::{GroupId, HardState, RaftIndex, Term, TermRun};
 
 pub const CHECKPOINT_MAGIC: u32 = u32::from_le_bytes(*b"MLC1");
 pub const CHECKPOINT_VERSION: u32 = 3;
@@ -93,7 +93,7 @@ pub struct RemovedGroup {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Garbage {
     Segment { id: SegmentId, base_offset: u64 },
-    Snapshot { group: GroupId, index: u64, term: Term },
+    Snapshot { group: GroupId, index: RaftIndex, term: Term },
 }
 
 impl Garbage {
@@ -152,7 +152,10 @@ impl Checkpoint {
                 [0, group, serial, base_offset] => {
                     Some(Garbage::Segment { id: SegmentId { group: GroupId(group), serial }, base_offset })
                 }
-                [1, group, index, term] => Some(Garbage::Snapshot { group: GroupId(group), index, term: Term(term) }),
+                [1, group, index, term] => {
+                    let (group, index, term) = (GroupId(group), RaftIndex::new(index), Term(term));
+                    Some(Garbage::Snapshot { group, index, term })
+                }
                 _ => None,
             })?;
             Some(Self { epoch, number, cut: LogPos(cut), groups, removed, garbage })
@@ -244,7 +247,7 @@ impl Encoder {
         for garbage in garbage {
             to.words(&match *garbage {
                 Garbage::Segment { id, base_offset } => [0, id.group.0, id.serial, base_offset],
-                Garbage::Snapshot { group, index, term } => [1, group.0, index, term.0],
+                Garbage::Snapshot { group, index, term } => [1, group.0, index.get(), term.0],
             });
         }
         let mut to = to.0;
@@ -266,10 +269,10 @@ impl GroupState {
         if self.by_snapshot && (!self.segments.is_empty() || self.before_first != self.flushed) {
             return Err("a snapshot group has segments");
         }
-        if self.flushed.index > PLACE_MAX || self.flushed.offset > PLACE_MAX {
+        if self.flushed.index.get() > PLACE_MAX || self.flushed.offset > PLACE_MAX {
             return Err("the flushed entry is beyond the last index or offset");
         }
-        let mut next = (self.before_first.index + 1, self.before_first.offset);
+        let mut next = (self.before_first.index.next(), self.before_first.offset);
         for segment in &self.segments {
             if (segment.first_index, segment.base_offset) != next || segment.serial >= self.next_serial {
                 return Err("segments do not follow one another");
@@ -277,13 +280,13 @@ impl GroupState {
             if segment.last_index > self.flushed.index {
                 return Err("segments go beyond the flushed entry");
             }
-            next = (segment.last_index + 1, segment.end_offset);
+            next = (segment.last_index.next(), segment.end_offset);
         }
-        if next != (self.flushed.index + 1, self.flushed.offset) {
+        if next != (self.flushed.index.next(), self.flushed.offset) {
             return Err("segments do not reach the flushed entry");
         }
         if self.flushed.index > self.before_first.index
-            && self.terms.first().is_none_or(|run| run.first_index != self.before_first.index + 1)
+            && self.terms.first().is_none_or(|run| run.first_index != self.before_first.index.next())
         {
             return Err("terms do not begin with the log");
         }
@@ -299,21 +302,21 @@ impl GroupState {
 
     fn encode<'a>(&self, kept: impl Iterator<Item = &'a Held> + Clone, to: &mut Writer) {
         let flags = u64::from(self.by_snapshot) | u64::from(self.dir_made) << 1;
-        to.words(&[self.id.0, flags, self.hard_state.term.0, self.hard_state.vote, self.hard_state.commit]);
+        to.words(&[self.id.0, flags, self.hard_state.term.0, self.hard_state.vote, self.hard_state.commit.get()]);
         to.words(&[self.log_start, self.replay_from.0, self.next_serial]);
-        to.words(&[self.before_first.index, self.before_first.term.0, self.before_first.offset]);
-        to.words(&[self.flushed.index, self.flushed.term.0, self.flushed.offset, self.app.index]);
+        to.words(&[self.before_first.index.get(), self.before_first.term.0, self.before_first.offset]);
+        to.words(&[self.flushed.index.get(), self.flushed.term.0, self.flushed.offset, self.app.index.get()]);
         to.bytes(&self.app.conf_state);
         to.bytes(if self.by_snapshot { &[] } else { &self.app.blob });
         to.words(&[self.segments.len() as u64]);
         for segment in &self.segments {
             to.words(&[segment.serial, segment.base_offset, segment.end_offset]);
-            to.words(&[segment.first_index, segment.last_index, segment.len]);
+            to.words(&[segment.first_index.get(), segment.last_index.get(), segment.len]);
             to.words(&[segment.first_timestamp as u64, segment.max_timestamp as u64, u64::from(segment.sealed)]);
         }
         to.words(&[self.terms.len() as u64]);
         for run in &self.terms {
-            to.words(&[run.first_index, run.term.0, run.base_offset]);
+            to.words(&[run.first_index.get(), run.term.0, run.base_offset]);
         }
         kept::encode(kept, to);
     }
@@ -323,7 +326,7 @@ impl GroupState {
         let [log_start, replay_from, next_serial] = from.words()?;
         let mut mark = || {
             let [index, term, offset] = from.words()?;
-            Some(Mark { index, term: Term(term), offset })
+            Some(Mark { index: RaftIndex::new(index), term: Term(term), offset })
         };
         let (before_first, flushed) = (mark()?, mark()?);
         let [applied] = from.words()?;
@@ -334,8 +337,8 @@ impl GroupState {
                 serial,
                 base_offset,
                 end_offset,
-                first_index,
-                last_index,
+                first_index: RaftIndex::new(first_index),
+                last_index: RaftIndex::new(last_index),
                 len,
                 first_timestamp: first as i64,
                 max_timestamp: max as i64,
@@ -344,7 +347,7 @@ impl GroupState {
         })?;
         let terms = from.each(|from| {
             let [first_index, term, base_offset] = from.words()?;
-            Some(TermRun { first_index, term: Term(term), base_offset })
+            Some(TermRun { first_index: RaftIndex::new(first_index), term: Term(term), base_offset })
         })?;
         let by_snapshot = flags & 1 != 0;
         let has_kept = version >= if by_snapshot { 2 } else { 3 };
@@ -353,13 +356,13 @@ impl GroupState {
             id: GroupId(id),
             by_snapshot,
             dir_made: flags & 2 != 0,
-            hard_state: HardState { term: Term(term), vote, commit },
+            hard_state: HardState { term: Term(term), vote, commit: RaftIndex::new(commit) },
             log_start,
             replay_from: LogPos(replay_from),
             next_serial,
             before_first,
             flushed,
-            app: AppState { index: applied, blob, conf_state },
+            app: AppState { index: RaftIndex::new(applied), blob, conf_state },
             segments,
             terms,
             kept,
@@ -418,13 +421,11 @@ mod tests {
 
     /// A group with a snapshot at 4, two kept entries, and others in the ring.
     fn by_snapshot() -> GroupState {
-        let at = Mark { index: 4, term: Term(2), offset: 0 };
-        let entry = |index, term, data| Entry { index, term, entry_type: 1, data, payload: None };
+        let at = Mark { index: RaftIndex::new(4), term: Term(2), offset: 0 };
+        let entry =
+            |index, term, data| Entry { index: RaftIndex::new(index), term, entry_type: 1, data, payload: None };
         let span = Span { base_offset: 0, count: 3, max_timestamp: -1 };
-        let second = Entry {
-            payload: Some((span, Bytes::from_static(b"batch"))),
-            ..entry(6, Term(3), Bytes::from_static(b"second"))
-        };
+        let second = Entry { payload: Some((span, "batch".into())), ..entry(6, Term(3), "second".into()) };
         let held = |start, end, entry: Entry| {
             let payload_crc = entry.payload_crc();
             Held { start: LogPos(start), end: LogPos(end), base_offset: 0, entry, payload_crc }
@@ -433,13 +434,13 @@ mod tests {
             id: GroupId(0),
             by_snapshot: true,
             dir_made: false,
-            hard_state: HardState { term: Term(5), vote: 2, commit: 4 },
+            hard_state: HardState { term: Term(5), vote: 2, commit: RaftIndex::new(4) },
             log_start: 0,
             replay_from: LogPos(940),
             next_serial: 0,
             before_first: at,
             flushed: at,
-            app: AppState { index: 4, blob: Bytes::new(), conf_state: Bytes::from_static(b"conf") },
+            app: AppState { index: RaftIndex::new(4), blob: Bytes::new(), conf_state: Bytes::from_static(b"conf") },
             segments: Vec::new(),
             terms: Vec::new(),
             kept: vec![held(100, 160, entry(5, Term(2), Bytes::new())), held(160, 240, second)],
@@ -451,8 +452,8 @@ mod tests {
             serial: 3,
             base_offset: 100,
             end_offset: 120,
-            first_index: 11,
-            last_index: 20,
+            first_index: RaftIndex::new(11),
+            last_index: RaftIndex::new(20),
             len: 8192,
             first_timestamp: -1,
             max_timestamp: 5,
@@ -462,17 +463,17 @@ mod tests {
             id: GroupId(7),
             by_snapshot: false,
             dir_made: true,
-            hard_state: HardState { term: Term(4), vote: 1, commit: 20 },
+            hard_state: HardState { term: Term(4), vote: 1, commit: RaftIndex::new(20) },
             log_start: 105,
             replay_from: LogPos(900),
             next_serial: 4,
-            before_first: Mark { index: 10, term: Term(2), offset: 100 },
-            flushed: Mark { index: 20, term: Term(4), offset: 120 },
-            app: AppState { index: 19, blob: Bytes::from_static(b"blob"), conf_state: Bytes::from_static(b"conf") },
+            before_first: Mark { index: RaftIndex::new(10), term: Term(2), offset: 100 },
+            flushed: Mark { index: RaftIndex::new(20), term: Term(4), offset: 120 },
+            app: AppState { index: RaftIndex::new(19), blob: "blob".into(), conf_state: "conf".into() },
             segments: vec![segment],
             terms: vec![
-                TermRun { first_index: 11, term: Term(2), base_offset: 100 },
-                TermRun { first_index: 15, term: Term(4), base_offset: 110 },
+                TermRun { first_index: RaftIndex::new(11), term: Term(2), base_offset: 100 },
+                TermRun { first_index: RaftIndex::new(15), term: Term(4), base_offset: 110 },
             ],
             kept: Vec::new(),
         };
@@ -484,7 +485,7 @@ mod tests {
             removed: vec![RemovedGroup { id: GroupId(8), at: LogPos(950) }],
             garbage: vec![
                 Garbage::Segment { id: SegmentId { group: GroupId(7), serial: 1 }, base_offset: 50 },
-                Garbage::Snapshot { group: GroupId(0), index: 4, term: Term(1) },
+                Garbage::Snapshot { group: GroupId(0), index: RaftIndex::new(4), term: Term(1) },
             ],
         }
     }
@@ -559,15 +560,15 @@ mod tests {
     #[test]
     fn a_checkpoint_that_does_not_add_up_is_not_written() {
         let mut hole = checkpoint();
-        hole.groups[1].segments[0].first_index = 12;
+        hole.groups[1].segments[0].first_index = RaftIndex::new(12);
         assert_eq!(hole.check(), Err("segments do not follow one another"));
         let mut short = checkpoint();
-        short.groups[1].flushed.index = 21;
+        short.groups[1].flushed.index = RaftIndex::new(21);
         assert_eq!(short.check(), Err("segments do not reach the flushed entry"));
         let mut endless = checkpoint();
-        endless.groups[1].segments[0].last_index = u64::MAX;
+        endless.groups[1].segments[0].last_index = RaftIndex::MAX;
         assert_eq!(endless.check(), Err("segments go beyond the flushed entry"));
-        endless.groups[1].flushed.index = u64::MAX;
+        endless.groups[1].flushed.index = RaftIndex::MAX;
         assert_eq!(endless.check(), Err("the flushed entry is beyond the last index or offset"));
         let mut twice = checkpoint();
         twice.removed[0].id = GroupId(7);
@@ -582,7 +583,8 @@ mod tests {
             group.check(group.kept.iter())
         };
         assert_eq!(wrong(|_| {}), Ok(()));
-        assert_eq!(wrong(|group| group.kept[1].entry.index = 7), Err("kept entries do not follow the flushed entry"));
+        let hole = wrong(|group| group.kept[1].entry.index = RaftIndex::new(7));
+        assert_eq!(hole, Err("kept entries do not follow the flushed entry"));
         assert_eq!(
             wrong(|group| group.kept[1].entry.term = Term(1)),
             Err("kept entries do not follow the flushed entry")

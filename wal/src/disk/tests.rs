@@ -19,7 +19,7 @@ use std::{
     io::ErrorKind,
     path::{Path, PathBuf},
 };
-use types::{GroupId, HardState, Term};
+use types::{GroupId, HardState, RaftIndex, Term};
 
 fn on_a_core<F: Future<Output = ()> + 'static>(main: impl FnOnce(PathBuf) -> F + Send + 'static) {
     let dir = tempfile::tempdir().expect("a directory");
@@ -77,7 +77,13 @@ async fn keeps_the_contract(disk: impl Disk, dir: &Path) {
 fn entry(index: u64, len: usize) -> Entry {
     let span = Span { base_offset: index, count: 1, max_timestamp: -1 };
     let payload = Bytes::from(vec![index as u8; len]);
-    Entry { index, term: Term(1), entry_type: 0, data: Bytes::from_static(b"data"), payload: Some((span, payload)) }
+    Entry {
+        index: RaftIndex::new(index),
+        term: Term(1),
+        entry_type: 0,
+        data: Bytes::from_static(b"data"),
+        payload: Some((span, payload)),
+    }
 }
 
 async fn carries_the_ring(disk: impl Disk, dir: &Path) {
@@ -96,8 +102,8 @@ async fn carries_the_ring(disk: impl Disk, dir: &Path) {
             .iter()
             .map(|record| match &record.body {
                 RingBody::Entry(found) => {
-                    assert_eq!(*found, entry(found.index, found.payload.as_ref().unwrap().1.len()));
-                    found.index
+                    assert_eq!(*found, entry(found.index.get(), found.payload.as_ref().unwrap().1.len()));
+                    found.index.get()
                 }
                 other => panic!("{other:?}"),
             })

@@ -17,7 +17,7 @@ pub use crate::{
 };
 use bytes::Bytes;
 use std::collections::VecDeque;
-use types::{GroupId, HardState, Term};
+use types::{GroupId, HardState, RaftIndex, Term};
 
 /// How one log is cut into segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Default for LogOptions {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AppState {
     /// `blob` (and the log start) include all entries up to this index.
-    pub index: u64,
+    pub index: RaftIndex,
     pub blob: Bytes,
     pub conf_state: Bytes,
 }
@@ -56,10 +56,10 @@ pub struct LogView {
     /// The next batch gets this offset.
     pub next_offset: u64,
     /// The first index that is still in the log, and the offset at which it begins, which is at or below the start.
-    pub first_index: u64,
+    pub first_index: RaftIndex,
     pub first_offset: u64,
-    pub stable_index: u64,
-    pub last_index: u64,
+    pub stable_index: RaftIndex,
+    pub last_index: RaftIndex,
     pub last_term: Term,
     /// Bytes in segments.
     pub segment_bytes: u64,
@@ -99,9 +99,9 @@ pub struct Log {
     pub flushed: Mark,
     /// Checkpoints carry the entries up to this index that no segment or snapshot holds, see `store::kept`. The
     /// ring need not have them.
-    pub kept_index: u64,
+    pub kept_index: RaftIndex,
     /// The last index that segments hold, or will hold once the current write is done. Cuts are based on it.
-    pub written_index: u64,
+    pub written_index: RaftIndex,
     pub end: Mark,
     pub terms: TermRuns,
     pub segments: Vec<Segment>,
@@ -137,8 +137,8 @@ impl Log {
             app_log_start: 0,
             before_first: Mark::default(),
             flushed: Mark::default(),
-            kept_index: 0,
-            written_index: 0,
+            kept_index: RaftIndex::ZERO,
+            written_index: RaftIndex::ZERO,
             end: Mark::default(),
             terms: TermRuns::default(),
             segments: Vec::new(),
@@ -157,7 +157,7 @@ impl Log {
 
     /// Adds the next entry, whose payload is the ring's memory and has this CRC.
     pub fn append(&mut self, entry: Entry, payload_crc: u32, start: LogPos, end: LogPos) {
-        assert_eq!(entry.index, self.end.index + 1, "group {}: entries come without holes", self.id.0);
+        assert_eq!(entry.index, self.end.index.next(), "group {}: entries come without holes", self.id.0);
         if let Some((span, _)) = &entry.payload {
             assert_eq!(span.base_offset, self.end.offset, "group {}: offsets come without holes", self.id.0);
         }
@@ -174,7 +174,7 @@ impl Log {
 
     /// Drops the entries at and above `from_index`, whose first offset is `from_offset`. The truncation's record ends
     /// at `after`.
-    pub fn truncate(&mut self, from_index: u64, from_offset: u64, after: LogPos) {
+    pub fn truncate(&mut self, from_index: RaftIndex, from_offset: u64, after: LogPos) {
         if from_index > self.end.index {
             return;
         }
@@ -186,12 +186,12 @@ impl Log {
         self.held.truncate(keep);
         self.truncated_at = after;
         self.terms.cut_from(from_index);
-        let term = if from_index == self.before_first.index + 1 {
+        let term = if from_index == self.before_first.index.next() {
             self.before_first.term
         } else {
-            self.terms.term_of(from_index - 1).expect("the log covers what is above its first entry")
+            self.terms.term_of(from_index.prev()).expect("the log covers what is above its first entry")
         };
-        let to = Mark { index: from_index - 1, term, offset: from_offset };
+        let to = Mark { index: from_index.prev(), term, offset: from_offset };
         self.end = to;
         self.kept_index = self.kept_index.min(to.index);
         if self.written_index >= from_index {
@@ -237,12 +237,12 @@ impl Log {
         self.pending_cut.is_some_and(|pending| pending.from.index < self.before_first.index)
     }
 
-    pub fn first_index(&self) -> u64 {
-        self.before_first.index + 1
+    pub fn first_index(&self) -> RaftIndex {
+        self.before_first.index.next()
     }
 
     /// The term of `index`, from the entry before the first to the last.
-    pub fn term_of(&self, index: u64) -> Option<Term> {
+    pub fn term_of(&self, index: RaftIndex) -> Option<Term> {
         if index == self.before_first.index {
             return Some(self.before_first.term);
         }
@@ -369,7 +369,7 @@ impl Log {
         assert!(to.index <= self.flushed.index, "only flushed entries are forgotten");
         let keep = self.held.partition_point(|held| held.entry.index <= to.index);
         self.held.drain(..keep);
-        self.terms.trim_below(to.index + 1, to.offset, self.end.index + 1);
+        self.terms.trim_below(to.index.next(), to.offset, self.end.index.next());
         self.before_first = to;
     }
 
@@ -502,7 +502,7 @@ impl Log {
         }
         for pair in self.segments.windows(2) {
             assert!(pair[0].sealed, "group {name}: only the last segment grows");
-            assert_eq!(pair[0].last_index + 1, pair[1].first_index, "group {name}: segments follow one another");
+            assert_eq!(pair[0].last_index.next(), pair[1].first_index, "group {name}: segments follow one another");
             assert_eq!(pair[0].end_offset, pair[1].base_offset, "group {name}: segments follow one another");
         }
         if let (Some(first), Some(last)) = (self.segments.first(), self.segments.last()) {
@@ -511,7 +511,10 @@ impl Log {
             assert!(self.pending_cut.is_some() || last.last_index == self.flushed.index);
         }
         if let (Some(first), Some(last)) = (self.held.front(), self.held.back()) {
-            assert!(first.entry.index <= self.flushed.index + 1, "group {name}: memory or segments hold every entry");
+            assert!(
+                first.entry.index <= self.flushed.index.next(),
+                "group {name}: memory or segments hold every entry"
+            );
             assert_eq!(last.entry.index, self.end.index, "group {name}: memory reaches the end");
         } else {
             assert_eq!(self.flushed, self.end, "group {name}: entries outside memory are flushed");
@@ -549,8 +552,8 @@ mod tests {
     fn a_log_that_begins_anew_twice_before_its_segments_are_cut_keeps_none_of_them() {
         let options = LogOptions { segment_bytes: 4096, segment_ms: None, index_interval_bytes: 4096 };
         let mut log = Log::new(GroupId(1), options, false);
-        log.restart(Mark { index: 5, term: Term(1), offset: 50 }, LogPos(1));
-        log.restart(Mark { index: 9, term: Term(2), offset: 90 }, LogPos(2));
+        log.restart(Mark { index: RaftIndex::new(5), term: Term(1), offset: 50 }, LogPos(1));
+        log.restart(Mark { index: RaftIndex::new(9), term: Term(2), offset: 90 }, LogPos(2));
         assert_eq!(log.pending_cut.map(|pending| (pending.from, pending.after)), Some((Mark::default(), LogPos(2))));
         assert!(log.has_old_segments());
     }

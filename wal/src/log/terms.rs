@@ -3,7 +3,7 @@
 //!
 //! Invariants: runs begin at ascending indices with ascending terms; the first begins where the log does.
 
-use types::{Term, TermRun};
+use types::{RaftIndex, Term, TermRun};
 
 /// All runs of one log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,13 +21,13 @@ impl TermRuns {
     }
 
     /// The term of `index`, if a run covers it. The caller knows where the log ends.
-    pub fn term_of(&self, index: u64) -> Option<Term> {
+    pub fn term_of(&self, index: RaftIndex) -> Option<Term> {
         let after = self.0.partition_point(|run| run.first_index <= index);
         after.checked_sub(1).map(|at| self.0[at].term)
     }
 
     /// Adds the entry behind the last.
-    pub fn push(&mut self, index: u64, term: Term, base_offset: u64) {
+    pub fn push(&mut self, index: RaftIndex, term: Term, base_offset: u64) {
         match self.0.last() {
             Some(last) if last.term == term => {}
             last => {
@@ -38,13 +38,13 @@ impl TermRuns {
     }
 
     /// Forgets the entries at and above `index`.
-    pub fn cut_from(&mut self, index: u64) {
+    pub fn cut_from(&mut self, index: RaftIndex) {
         self.0.truncate(self.0.partition_point(|run| run.first_index < index));
     }
 
     /// Forgets the entries below `index`, where the offset is `base_offset`. `end_index` is one past the log's last
     /// entry.
-    pub fn trim_below(&mut self, index: u64, base_offset: u64, end_index: u64) {
+    pub fn trim_below(&mut self, index: RaftIndex, base_offset: u64, end_index: RaftIndex) {
         if index >= end_index {
             self.0.clear();
             return;
@@ -60,7 +60,7 @@ impl TermRuns {
     }
 
     /// The runs of entries up to `index`.
-    pub fn up_to(&self, index: u64) -> &[TermRun] {
+    pub fn up_to(&self, index: RaftIndex) -> &[TermRun] {
         &self.0[..self.0.partition_point(|run| run.first_index <= index)]
     }
 
@@ -81,14 +81,14 @@ mod tests {
     use super::*;
 
     fn run(first_index: u64, term: Term, base_offset: u64) -> TermRun {
-        TermRun { first_index, term, base_offset }
+        TermRun { first_index: RaftIndex::new(first_index), term, base_offset }
     }
 
     /// Terms 1 1 2 2 2 5 at indices 1 to 6, ten offsets each.
     fn six() -> TermRuns {
         let mut terms = TermRuns::default();
         for (at, term) in [1, 1, 2, 2, 2, 5].into_iter().enumerate() {
-            terms.push(at as u64 + 1, Term(term), at as u64 * 10);
+            terms.push(RaftIndex::FIRST.at_place(at), Term(term), at as u64 * 10);
         }
         terms
     }
@@ -97,24 +97,24 @@ mod tests {
     fn runs_are_maximal_and_answer_for_each_index() {
         let terms = six();
         assert_eq!(terms.runs(), [run(1, Term(1), 0), run(3, Term(2), 20), run(6, Term(5), 50)]);
-        let each: Vec<_> = (0..8).map(|index| terms.term_of(index)).collect();
+        let each: Vec<_> = (0..8).map(|index| terms.term_of(RaftIndex::new(index))).collect();
         assert_eq!(each, [0, 1, 1, 2, 2, 2, 5, 5].map(|term| (term > 0).then_some(Term(term))));
-        assert_eq!(terms.up_to(5), [run(1, Term(1), 0), run(3, Term(2), 20)]);
+        assert_eq!(terms.up_to(RaftIndex::new(5)), [run(1, Term(1), 0), run(3, Term(2), 20)]);
     }
 
     #[test]
     fn cuts_and_trims_keep_what_remains() {
         for (from, left) in [(7, 3), (6, 2), (4, 2), (3, 1), (2, 1), (1, 0)] {
             let mut terms = six();
-            terms.cut_from(from);
+            terms.cut_from(RaftIndex::new(from));
             assert_eq!(terms.runs().len(), left, "cut from {from}");
         }
         let mut terms = six();
-        terms.trim_below(4, 30, 7);
+        terms.trim_below(RaftIndex::new(4), 30, RaftIndex::new(7));
         assert_eq!(terms.runs(), [run(4, Term(2), 30), run(6, Term(5), 50)]);
-        terms.trim_below(6, 50, 7);
+        terms.trim_below(RaftIndex::new(6), 50, RaftIndex::new(7));
         assert_eq!(terms.runs(), [run(6, Term(5), 50)]);
-        terms.trim_below(7, 60, 7);
+        terms.trim_below(RaftIndex::new(7), 60, RaftIndex::new(7));
         assert_eq!(terms.runs(), []);
     }
 }

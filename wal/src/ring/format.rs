@@ -32,7 +32,7 @@ use crate::{
     record::{Entry, LogPos, Span},
 };
 use bytes::Bytes;
-use types::{GroupId, HardState, Term};
+use types::{GroupId, HardState, RaftIndex, Term};
 
 /// The first bytes of every write.
 pub const MAGIC: [u8; 8] = *b"mr-ring\n";
@@ -202,19 +202,19 @@ pub enum Record<'a> {
     HardState,
     /// Removes the entries at and above `from_index`, the first of which has `from_offset`.
     Truncate {
-        from_index: u64,
+        from_index: RaftIndex,
         from_offset: u64,
     },
     /// Removes the group for good.
     Removed,
     /// Restarts the group's log behind this entry, whose snapshot is durable.
     Restart {
-        index: u64,
+        index: RaftIndex,
         term: Term,
     },
     /// Like `Restart`, for a group without snapshots: also gives the offset, the members and the state.
     RestartAt {
-        index: u64,
+        index: RaftIndex,
         term: Term,
         offset: u64,
         conf_state: &'a Bytes,
@@ -227,10 +227,10 @@ pub enum Record<'a> {
 pub enum RingBody {
     Entry(Entry),
     HardState,
-    Truncate { from_index: u64, from_offset: u64 },
+    Truncate { from_index: RaftIndex, from_offset: u64 },
     Removed,
-    Restart { index: u64, term: Term },
-    RestartAt { index: u64, term: Term, offset: u64, conf_state: Bytes, blob: Bytes },
+    Restart { index: RaftIndex, term: Term },
+    RestartAt { index: RaftIndex, term: Term, offset: u64, conf_state: Bytes, blob: Bytes },
 }
 
 impl RingBody {
@@ -306,14 +306,14 @@ impl Record<'_> {
         put(to, 8, group.0.to_le_bytes());
         put(to, 16, hard_state.term.0.to_le_bytes());
         put(to, 24, hard_state.vote.to_le_bytes());
-        put(to, 32, hard_state.commit.to_le_bytes());
+        put(to, 32, hard_state.commit.get().to_le_bytes());
         match self {
             Record::Entry { entry } => {
                 let none = Span { base_offset: 0, count: 0, max_timestamp: 0 };
                 let (span, payload) =
                     entry.payload.as_ref().map_or((none, &[][..]), |(span, bytes)| (*span, &bytes[..]));
                 let data_end = ENTRY_BYTES + entry.data.len();
-                put(to, 40, entry.index.to_le_bytes());
+                put(to, 40, entry.index.get().to_le_bytes());
                 put(to, 48, entry.term.0.to_le_bytes());
                 put(to, 56, (entry.data.len() as u32).to_le_bytes());
                 put(to, 60, (payload.len() as u32).to_le_bytes());
@@ -326,17 +326,17 @@ impl Record<'_> {
                 to[data_end + payload.len()..].fill(0);
             }
             Record::Truncate { from_index, from_offset } => {
-                put(to, 40, from_index.to_le_bytes());
+                put(to, 40, from_index.get().to_le_bytes());
                 put(to, 48, from_offset.to_le_bytes());
             }
             Record::Restart { index, term } => {
-                put(to, 40, index.to_le_bytes());
+                put(to, 40, index.get().to_le_bytes());
                 put(to, 48, term.0.to_le_bytes());
             }
             Record::RestartAt { index, term, offset, conf_state, blob } => {
                 let blob_begin = RESTART_AT_BYTES + conf_state.len();
                 let end = blob_begin + blob.len();
-                put(to, 40, index.to_le_bytes());
+                put(to, 40, index.get().to_le_bytes());
                 put(to, 48, term.0.to_le_bytes());
                 put(to, 56, offset.to_le_bytes());
                 put(to, 64, (conf_state.len() as u32).to_le_bytes());
@@ -386,7 +386,7 @@ fn decode_record(from: &Bytes, start: LogPos) -> Option<RingRecord> {
                 max_timestamp: get_u64(from, 72).cast_signed(),
             };
             RingBody::Entry(Entry {
-                index: get_u64(from, 40),
+                index: RaftIndex::new(get_u64(from, 40)),
                 term: Term(get_u64(from, 48)),
                 entry_type,
                 data: from.slice(ENTRY_BYTES..data_end),
@@ -395,11 +395,11 @@ fn decode_record(from: &Bytes, start: LogPos) -> Option<RingRecord> {
         }
         KIND_HARD_STATE if from.len() == RECORD_BYTES => RingBody::HardState,
         KIND_TRUNCATE if from.len() == TRUNCATE_BYTES => {
-            RingBody::Truncate { from_index: get_u64(from, 40), from_offset: get_u64(from, 48) }
+            RingBody::Truncate { from_index: RaftIndex::new(get_u64(from, 40)), from_offset: get_u64(from, 48) }
         }
         KIND_REMOVED if from.len() == RECORD_BYTES => RingBody::Removed,
         KIND_RESTART if from.len() == TRUNCATE_BYTES => {
-            RingBody::Restart { index: get_u64(from, 40), term: Term(get_u64(from, 48)) }
+            RingBody::Restart { index: RaftIndex::new(get_u64(from, 40)), term: Term(get_u64(from, 48)) }
         }
         KIND_RESTART_AT if from.len() >= RESTART_AT_BYTES => {
             let blob_begin = RESTART_AT_BYTES.checked_add(get_u32(from, 64) as usize)?;
@@ -408,7 +408,7 @@ fn decode_record(from: &Bytes, start: LogPos) -> Option<RingRecord> {
                 return None;
             }
             RingBody::RestartAt {
-                index: get_u64(from, 40),
+                index: RaftIndex::new(get_u64(from, 40)),
                 term: Term(get_u64(from, 48)),
                 offset: get_u64(from, 56),
                 conf_state: from.slice(RESTART_AT_BYTES..blob_begin),
@@ -421,7 +421,11 @@ fn decode_record(from: &Bytes, start: LogPos) -> Option<RingRecord> {
         start,
         end: LogPos(start.0 + from.len() as u64),
         group: GroupId(get_u64(from, 8)),
-        hard_state: HardState { term: Term(get_u64(from, 16)), vote: get_u64(from, 24), commit: get_u64(from, 32) },
+        hard_state: HardState {
+            term: Term(get_u64(from, 16)),
+            vote: get_u64(from, 24),
+            commit: RaftIndex::new(get_u64(from, 32)),
+        },
         body,
     })
 }

@@ -26,7 +26,7 @@ use std::{
     rc::Rc,
     time::{Duration, Instant},
 };
-use types::{GroupId, HardState, Position};
+use types::{GroupId, HardState, Position, RaftIndex};
 
 pub use crate::ring::format::{RingBody, RingRecord};
 
@@ -220,7 +220,7 @@ impl<D: Disk> Journal<D> {
         &self,
         group: GroupId,
         hard_state: HardState,
-        from_index: u64,
+        from_index: RaftIndex,
         from_offset: u64,
     ) -> Result<Staged, AppendError> {
         self.stage(group, hard_state, Record::Truncate { from_index, from_offset }, &[])

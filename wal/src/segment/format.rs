@@ -40,7 +40,7 @@ use crate::{
     record::{Entry, Span},
 };
 use bytes::Bytes;
-use types::{GroupId, Term};
+use types::{GroupId, RaftIndex, Term};
 
 pub const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"MLF1");
 pub const INDEX_MAGIC: u32 = u32::from_le_bytes(*b"MLX1");
@@ -74,7 +74,7 @@ impl SegmentId {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHeader {
-    pub index: u64,
+    pub index: RaftIndex,
     pub term: Term,
     pub base_offset: u64,
     pub max_timestamp: i64,
@@ -119,7 +119,7 @@ impl FrameHeader {
     pub fn encode(&self, seed: u32) -> [u8; FRAME_HEADER] {
         let mut to = [0; FRAME_HEADER];
         to[..4].copy_from_slice(&FRAME_MAGIC.to_le_bytes());
-        to[8..16].copy_from_slice(&self.index.to_le_bytes());
+        to[8..16].copy_from_slice(&self.index.get().to_le_bytes());
         to[16..24].copy_from_slice(&self.term.0.to_le_bytes());
         to[24..32].copy_from_slice(&self.base_offset.to_le_bytes());
         to[32..40].copy_from_slice(&self.max_timestamp.to_le_bytes());
@@ -142,7 +142,7 @@ impl FrameHeader {
             return Err("the frame's header fails its CRC");
         }
         let header = Self {
-            index: u64_at(from, 8),
+            index: RaftIndex::new(u64_at(from, 8)),
             term: Term(u64_at(from, 16)),
             base_offset: u64_at(from, 24),
             max_timestamp: u64_at(from, 32) as i64,
@@ -188,22 +188,22 @@ pub const fn frame_len(data_len: usize, payload_len: usize) -> usize {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IndexEntry {
     pub position: u64,
-    pub index: u64,
+    pub index: RaftIndex,
     pub base_offset: u64,
     /// The maximum over the frames from here to the next entry.
     pub max_timestamp: i64,
 }
 
-pub fn encode_index(covered: u64, next_index: u64, entries: &[IndexEntry], seed: u32) -> Vec<u8> {
+pub fn encode_index(covered: u64, next_index: RaftIndex, entries: &[IndexEntry], seed: u32) -> Vec<u8> {
     let mut to = Vec::with_capacity(INDEX_HEADER + entries.len() * INDEX_ENTRY);
     to.extend_from_slice(&INDEX_MAGIC.to_le_bytes());
     to.extend_from_slice(&[0; 4]);
     to.extend_from_slice(&covered.to_le_bytes());
-    to.extend_from_slice(&next_index.to_le_bytes());
+    to.extend_from_slice(&next_index.get().to_le_bytes());
     to.extend_from_slice(&(entries.len() as u64).to_le_bytes());
     for entry in entries {
         to.extend_from_slice(&entry.position.to_le_bytes());
-        to.extend_from_slice(&entry.index.to_le_bytes());
+        to.extend_from_slice(&entry.index.get().to_le_bytes());
         to.extend_from_slice(&entry.base_offset.to_le_bytes());
         to.extend_from_slice(&entry.max_timestamp.to_le_bytes());
     }
@@ -214,7 +214,7 @@ pub fn encode_index(covered: u64, next_index: u64, entries: &[IndexEntry], seed:
 
 /// Bytes covered, index of the next frame, and entries. Returns `None` if anything is wrong: the index is only a
 /// hint.
-pub fn decode_index(from: &[u8], seed: u32) -> Option<(u64, u64, Vec<IndexEntry>)> {
+pub fn decode_index(from: &[u8], seed: u32) -> Option<(u64, RaftIndex, Vec<IndexEntry>)> {
     if from.len() < INDEX_HEADER || u32_at(from, 0) != INDEX_MAGIC {
         return None;
     }
@@ -227,12 +227,12 @@ pub fn decode_index(from: &[u8], seed: u32) -> Option<(u64, u64, Vec<IndexEntry>
         .chunks_exact(INDEX_ENTRY)
         .map(|at| IndexEntry {
             position: u64_at(at, 0),
-            index: u64_at(at, 8),
+            index: RaftIndex::new(u64_at(at, 8)),
             base_offset: u64_at(at, 16),
             max_timestamp: u64_at(at, 24) as i64,
         })
         .collect();
-    Some((u64_at(from, 8), u64_at(from, 16), entries))
+    Some((u64_at(from, 8), RaftIndex::new(u64_at(from, 16)), entries))
 }
 
 pub(crate) fn u32_at(from: &[u8], at: usize) -> u32 {
@@ -249,7 +249,7 @@ mod tests {
 
     fn entry() -> Entry {
         Entry {
-            index: 7,
+            index: RaftIndex::new(7),
             term: Term(3),
             entry_type: 1,
             data: Bytes::from_static(b"abc"),
@@ -324,11 +324,11 @@ mod tests {
     #[test]
     fn an_index_comes_back_or_not_at_all() {
         let entries = [
-            IndexEntry { position: 0, index: 1, base_offset: 0, max_timestamp: -1 },
-            IndexEntry { position: 8192, index: 5, base_offset: 17, max_timestamp: 99 },
+            IndexEntry { position: 0, index: RaftIndex::new(1), base_offset: 0, max_timestamp: -1 },
+            IndexEntry { position: 8192, index: RaftIndex::new(5), base_offset: 17, max_timestamp: 99 },
         ];
-        let bytes = encode_index(12288, 9, &entries, 77);
-        assert_eq!(decode_index(&bytes, 77), Some((12288, 9, entries.to_vec())));
+        let bytes = encode_index(12288, RaftIndex::new(9), &entries, 77);
+        assert_eq!(decode_index(&bytes, 77), Some((12288, RaftIndex::new(9), entries.to_vec())));
         assert_eq!(decode_index(&bytes, 78), None);
         for len in 0..bytes.len() {
             assert_eq!(decode_index(&bytes[..len], 77), None);

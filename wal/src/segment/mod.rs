@@ -17,6 +17,7 @@ use crate::{
 };
 use bytes::Bytes;
 use std::rc::Rc;
+use types::RaftIndex;
 
 /// How far ahead of the clock a timestamp may be and still give a batch's age, in ms: Kafka's default of
 /// `message.timestamp.after.max.ms`.
@@ -35,8 +36,8 @@ pub struct Segment {
     pub base_offset: u64,
     /// One past the last offset inside.
     pub end_offset: u64,
-    pub first_index: u64,
-    pub last_index: u64,
+    pub first_index: RaftIndex,
+    pub last_index: RaftIndex,
     /// Bytes that count. A whole number of blocks, unless the segment was cut.
     pub len: u64,
     /// The first batch's timestamp, or the time of its flush if that timestamp does not give its age ([`tells_age`]).
@@ -48,13 +49,13 @@ pub struct Segment {
 }
 
 impl Segment {
-    pub fn new(serial: u64, base_offset: u64, first_index: u64) -> Self {
+    pub fn new(serial: u64, base_offset: u64, first_index: RaftIndex) -> Self {
         Self {
             serial,
             base_offset,
             end_offset: base_offset,
             first_index,
-            last_index: first_index - 1,
+            last_index: first_index.prev(),
             len: 0,
             first_timestamp: -1,
             max_timestamp: -1,
@@ -64,7 +65,7 @@ impl Segment {
 
     /// Counts a frame that now ends the segment. [`FrameWriter::finish`] sets the length later.
     fn note(&mut self, header: &FrameHeader, now_ms: i64) {
-        assert_eq!(header.index, self.last_index + 1, "a segment's indices have no holes");
+        assert_eq!(header.index, self.last_index.next(), "a segment's indices have no holes");
         assert_eq!(header.base_offset, self.end_offset, "a segment's offsets have no holes");
         self.last_index = header.index;
         self.end_offset = header.end_offset();
@@ -76,7 +77,7 @@ impl Segment {
     }
 
     pub fn check(&self) {
-        assert!(self.base_offset <= self.end_offset && self.first_index <= self.last_index + 1);
+        assert!(self.base_offset <= self.end_offset && self.first_index <= self.last_index.next());
         assert!(self.len.is_multiple_of(FRAME_ALIGN as u64));
         assert!(self.sealed || self.len.is_multiple_of(BLOCK as u64), "only a cut segment ends within a block");
     }
@@ -88,7 +89,7 @@ pub struct SparseIndex {
     /// The index covers the frames that begin below this position.
     pub covered: u64,
     /// The index of the next frame to be covered; 0 before the first.
-    pub next_index: u64,
+    pub next_index: RaftIndex,
     pub entries: Vec<IndexEntry>,
 }
 
@@ -108,11 +109,11 @@ impl SparseIndex {
             }),
         }
         self.covered = position + header.frame_len() as u64;
-        self.next_index = header.index + 1;
+        self.next_index = header.index.next();
     }
 
     /// Whether the frame of `index` is the next one.
-    pub fn goes_on_at(&self, index: u64) -> bool {
+    pub fn goes_on_at(&self, index: RaftIndex) -> bool {
         self.entries.is_empty() || self.next_index == index
     }
 
@@ -124,7 +125,7 @@ impl SparseIndex {
         self.entries.retain(|entry| entry.position < len);
         // The positions of the frames behind the last entry are unknown, so these frames are to be covered again.
         let last = self.entries.pop();
-        (self.covered, self.next_index) = last.map_or((0, 0), |last| (last.position, last.index));
+        (self.covered, self.next_index) = last.map_or((0, RaftIndex::ZERO), |last| (last.position, last.index));
     }
 
     /// A position at or below the frame that holds `offset`.
@@ -134,7 +135,7 @@ impl SparseIndex {
     }
 
     /// A position at or below the frame of `index`.
-    pub fn at_index(&self, index: u64) -> u64 {
+    pub fn at_index(&self, index: RaftIndex) -> u64 {
         let after = self.entries.partition_point(|entry| entry.index <= index);
         after.checked_sub(1).map_or(0, |at| self.entries[at].position)
     }
@@ -256,7 +257,7 @@ pub struct Scanner<F> {
     len: u64,
     position: u64,
     /// The index that the next frame must have, once one was read.
-    expect: Option<u64>,
+    expect: Option<RaftIndex>,
     /// Padding may precede the next frame.
     may_skip: bool,
     /// The bytes of the last read, and where they begin.
@@ -330,7 +331,7 @@ impl<F: File> Scanner<F> {
                 return Err(self.damaged("the frame reaches beyond the segment's end"));
             }
             let body = self.bytes(header.frame_len()).await?.slice(FRAME_HEADER..);
-            self.expect = Some(header.index + 1);
+            self.expect = Some(header.index.next());
             self.may_skip = true;
             self.position += header.frame_len() as u64;
             return Ok(Some(Frame { header, position, body }));

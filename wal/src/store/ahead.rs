@@ -14,12 +14,13 @@ use std::{
     rc::Rc,
     task::Poll,
 };
+use types::RaftIndex;
 
 /// Where a reader continues: a consumer at an offset, a leader at an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Next {
     Offset(u64),
-    Index(u64),
+    Index(RaftIndex),
 }
 
 /// Where a reader stopped, and the bytes that were read beyond it.

@@ -33,7 +33,7 @@ pub(crate) async fn cut_segments<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId
         let from = pending.from;
         let position = match segment.first_index > from.index {
             true => 0,
-            false => match find_index(shared, group, &segment, from.index + 1).await {
+            false => match find_index(shared, group, &segment, from.index.next()).await {
                 Ok(position) => position,
                 Err(ReadError::Io { what, source }) => {
                     return Err(FlushError::of(format_args!("cannot truncate: {what}"), source));

@@ -16,7 +16,7 @@ use crate::{
 };
 use bytes::Bytes;
 use std::{pin::Pin, rc::Rc};
-use types::GroupId;
+use types::{GroupId, RaftIndex};
 
 /// Entries in order, without gaps.
 pub type ColdEntries = Pin<Box<dyn Future<Output = Result<Vec<Entry>, ReadError>>>>;
@@ -50,18 +50,18 @@ impl Budget {
 
 impl Log {
     /// The position in memory of an entry.
-    fn held_at(&self, index: u64) -> Option<usize> {
+    fn held_at(&self, index: RaftIndex) -> Option<usize> {
         let first = self.held.front()?.entry.index;
-        usize::try_from(index.checked_sub(first)?).ok().filter(|at| *at < self.held.len())
+        index.try_place_from(first).filter(|at| *at < self.held.len())
     }
 
     /// The batch of an entry that is in memory.
-    pub(crate) fn payload(&self, index: u64) -> Option<Bytes> {
+    pub(crate) fn payload(&self, index: RaftIndex) -> Option<Bytes> {
         let held = &self.held[self.held_at(index)?];
         held.entry.payload.as_ref().map(|(_, batch)| batch.clone())
     }
 
-    fn entries_in_memory(&self, from: u64, below: u64, bytes_max: usize) -> Option<Vec<Entry>> {
+    fn entries_in_memory(&self, from: RaftIndex, below: RaftIndex, bytes_max: usize) -> Option<Vec<Entry>> {
         let at = self.held_at(from)?;
         let mut budget = Budget { left: bytes_max, first: true };
         let wanted = self.held.range(at..).map(|held| &held.entry);
@@ -72,8 +72,8 @@ impl Log {
 pub(crate) fn entries<D: Disk>(
     shared: &Rc<Shared<D>>,
     group: GroupId,
-    from: u64,
-    below: u64,
+    from: RaftIndex,
+    below: RaftIndex,
     bytes_max: usize,
 ) -> Entries {
     let state = shared.state.borrow();
@@ -90,8 +90,8 @@ pub(crate) fn entries<D: Disk>(
 async fn cold<D: Disk>(
     shared: Rc<Shared<D>>,
     group: GroupId,
-    from: u64,
-    below: u64,
+    from: RaftIndex,
+    below: RaftIndex,
     bytes_max: usize,
 ) -> Result<Vec<Entry>, ReadError> {
     let segment = {
@@ -124,7 +124,7 @@ async fn cold<D: Disk>(
                 continue;
             }
             let entry = scanner.entry(&frame)?;
-            if entry.index != from + entries.len() as u64 {
+            if entry.index != from.at_place(entries.len()) {
                 return Err(scanner.damaged("the frame's index is not the next one"));
             }
             if !budget.admits(&entry) {
@@ -135,7 +135,7 @@ async fn cold<D: Disk>(
         }
         shared.count_cold(scanner.bytes_read);
         if !entries.is_empty() && position < segment.len {
-            shared.keep_ahead(id, Next::Index(from + entries.len() as u64), position, &scanner);
+            shared.keep_ahead(id, Next::Index(from.at_place(entries.len())), position, &scanner);
         }
         match entries.is_empty() {
             true => Err(scanner.damaged("the segment does not hold an index that it should hold")),

@@ -9,7 +9,7 @@ pub use crate::{
 };
 use crate::{record::Entry, ring::RingConfig};
 use std::{io, path::PathBuf, pin::Pin};
-use types::{GroupId, HardState, Term, TermRun};
+use types::{GroupId, HardState, RaftIndex, Term, TermRun};
 
 /// Sizes and bounds of one core's store.
 #[derive(Clone, Debug)]
@@ -117,10 +117,10 @@ pub struct RecoveredGroup {
     /// Its commit is at least `app.index` and at most the last index.
     pub hard_state: HardState,
     /// Entries up to here are in segments (or in the snapshot, for the snapshot group).
-    pub flushed_index: u64,
+    pub flushed_index: RaftIndex,
     pub flushed_term: Term,
     /// The first index that is still in the log, or one past the last if the log is empty; and the term before it.
-    pub first_index: u64,
+    pub first_index: RaftIndex,
     pub first_prev_term: Term,
     /// Covers `first_index ..= last index`, ascending.
     pub terms: Vec<TermRun>,

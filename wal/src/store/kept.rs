@@ -27,7 +27,7 @@ use crate::{
     store::state::State,
 };
 use bytes::Bytes;
-use types::GroupId;
+use types::{GroupId, RaftIndex};
 
 /// The most bytes that are carried of a group's entries without a batch, as long as no batch follows.
 const BARE_BYTES: u64 = 1 << 10;
@@ -75,9 +75,9 @@ impl Log {
 
     /// Makes every checkpoint from the next on carry the entries up to `index`. They may stay for long and must not
     /// pin the memory of their neighbours. So they move together into one piece of memory of their own.
-    fn keep_to(&mut self, index: u64) {
+    fn keep_to(&mut self, index: RaftIndex) {
         let (first, kept) = (self.first_unflushed(), self.kept_index);
-        let is_new = |held: &Held| (kept + 1..=index).contains(&held.entry.index);
+        let is_new = |held: &Held| (kept.next()..=index).contains(&held.entry.index);
         let new = self.held.range(first..).filter(|held| is_new(held));
         let mut own = Vec::with_capacity(new.clone().map(|held| encoded_len(&held.entry) - ENTRY_BYTES).sum());
         for Held { entry, .. } in new {

@@ -37,7 +37,7 @@ use crate::{
 };
 use bytes::Bytes;
 use std::{io, path::PathBuf, rc::Rc};
-use types::{GroupId, HardState, Term};
+use types::{GroupId, HardState, RaftIndex, Term};
 
 /// One core's store. Clones are handles to the same store.
 pub struct Store<D: Disk> {
@@ -120,7 +120,7 @@ impl<D: Disk> Store<D> {
         let shared = &self.shared;
         let mut state = shared.state.borrow_mut();
         let log = state.log(group);
-        assert_eq!(entry.index, log.end.index + 1, "group {}: entries come without holes", group.0);
+        assert_eq!(entry.index, log.end.index.next(), "group {}: entries come without holes", group.0);
         let start = shared.journal.staged();
         let staged = shared.journal.append_with_head(group, hard_state, entry, head)?;
         let crc = staged.payload.as_ref().map_or(0, |payload| payload.crc);
@@ -161,7 +161,7 @@ impl<D: Disk> Store<D> {
         &self,
         group: GroupId,
         hard_state: HardState,
-        from_index: u64,
+        from_index: RaftIndex,
         from_offset: u64,
     ) -> Result<Staged, AppendError> {
         let mut state = self.shared.state.borrow_mut();
@@ -350,7 +350,7 @@ impl<D: Disk> Store<D> {
     /// Entries from `from_index` on and below `below_index`, including entries without a batch. Returns as many as
     /// `bytes_max` of data and batches allow, but at least one. Segments may return fewer than fit, so the caller
     /// asks again.
-    pub fn entries(&self, group: GroupId, from_index: u64, below_index: u64, bytes_max: usize) -> Entries {
+    pub fn entries(&self, group: GroupId, from_index: RaftIndex, below_index: RaftIndex, bytes_max: usize) -> Entries {
         crate::store::entries::entries(&self.shared, group, from_index, below_index, bytes_max)
     }
 
@@ -360,7 +360,7 @@ impl<D: Disk> Store<D> {
     }
 
     /// The batch of an entry, if it is in memory.
-    pub fn payload(&self, group: GroupId, index: u64) -> Option<Bytes> {
+    pub fn payload(&self, group: GroupId, index: RaftIndex) -> Option<Bytes> {
         self.shared.state.borrow().groups.get(&group)?.payload(index)
     }
 

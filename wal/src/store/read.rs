@@ -22,7 +22,7 @@ use crate::{
 pub use crate::{errors::ReadError, record::Batch};
 use bytes::Bytes;
 use std::{cell::Cell, pin::Pin, rc::Rc};
-use types::GroupId;
+use types::{GroupId, RaftIndex};
 
 /// Bytes per read for a consumer that continues where it stopped.
 pub const READ_AHEAD: usize = 1 << 20;
@@ -49,7 +49,7 @@ pub enum Read {
 #[derive(Clone, Copy)]
 pub(crate) enum Until {
     Offset(u64),
-    Index(u64),
+    Index(RaftIndex),
     Timestamp(i64),
 }
 
@@ -307,8 +307,8 @@ pub(crate) async fn read_entries<D: Disk>(
     shared: &Rc<Shared<D>>,
     group: GroupId,
     segments: &[Segment],
-    first: u64,
-    last: u64,
+    first: RaftIndex,
+    last: RaftIndex,
 ) -> Result<Vec<Entry>, ReadError> {
     let mut entries = Vec::new();
     for segment in segments.iter().filter(|segment| segment.last_index >= first && segment.first_index <= last) {
@@ -325,7 +325,8 @@ pub(crate) async fn read_entries<D: Disk>(
             }
         }
     }
-    let whole = entries.first().is_some_and(|entry| entry.index == first) && entries.len() as u64 == last - first + 1;
+    let whole =
+        entries.first().is_some_and(|entry| entry.index == first) && entries.len() == last.next().place_from(first);
     if !whole {
         return Err(ReadError::Damaged(format!("the segments of group {} do not hold {first}..={last}", group.0)));
     }
@@ -337,7 +338,7 @@ pub(crate) async fn find_index<D: Disk>(
     shared: &Rc<Shared<D>>,
     group: GroupId,
     segment: &Segment,
-    index: u64,
+    index: RaftIndex,
 ) -> Result<u64, ReadError> {
     let id = SegmentId { group, serial: segment.serial };
     let known = index_until(shared, id, segment, Until::Index(index)).await?;

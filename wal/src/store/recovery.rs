@@ -42,7 +42,7 @@ use crate::{
         state::{Removed, Shared, State},
     },
 };
-use types::GroupId;
+use types::{GroupId, RaftIndex};
 
 use bytes::Bytes;
 use runtime::sync::Notify;
@@ -101,7 +101,7 @@ pub(crate) async fn open<D: Disk>(
         replay.apply(record)?;
     }
     let Replay { mut groups, removed, touched, .. } = replay;
-    for log in groups.values_mut().filter(|log| log.by_snapshot && log.flushed.index > 0) {
+    for log in groups.values_mut().filter(|log| log.by_snapshot && log.flushed.index > RaftIndex::ZERO) {
         log.app = crate::store::snapshot::load(&disk, dirs, log.id, log.flushed).await?;
     }
     let mut state = State {
@@ -231,7 +231,7 @@ impl<'a> Replay<'a> {
         match body {
             RingBody::Entry(entry) => {
                 let offset = entry.payload.as_ref().map_or(log.end.offset, |(span, _)| span.base_offset);
-                if entry.index != log.end.index + 1 || offset != log.end.offset || entry.term < log.end.term {
+                if entry.index != log.end.index.next() || offset != log.end.offset || entry.term < log.end.term {
                     return Err(OpenError::Damaged(format!(
                         "the ring has entry {} (offset {offset}) of group {} after entry {} (end offset {})",
                         entry.index, group.0, log.end.index, log.end.offset
@@ -289,7 +289,7 @@ fn log_of(group: &GroupState) -> Log {
     for Held { start, end, entry, payload_crc, .. } in &group.kept {
         log.append(entry.clone(), *payload_crc, *start, *end);
     }
-    log.kept_index = group.kept.last().map_or(0, |held| held.entry.index);
+    log.kept_index = group.kept.last().map_or(RaftIndex::ZERO, |held| held.entry.index);
     log
 }
 
@@ -391,7 +391,7 @@ async fn recovered_groups<D: Disk>(shared: &Rc<Shared<D>>) -> Result<Vec<Recover
             (recovered_group(log)?, log.segments.clone())
         };
         if group.app.index < group.flushed_index {
-            let (first, last) = (group.app.index + 1, group.flushed_index);
+            let (first, last) = (group.app.index.next(), group.flushed_index);
             let mut entries = read_entries(shared, id, &segments, first, last).await.map_err(of_read)?;
             entries.append(&mut group.tail);
             group.tail = entries;

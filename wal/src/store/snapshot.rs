@@ -22,13 +22,13 @@ use crate::{
 };
 use bytes::Bytes;
 use std::{path::PathBuf, rc::Rc};
-use types::{GroupId, HardState, Position, Term};
+use types::{GroupId, HardState, Position, RaftIndex, Term};
 
 pub const SNAPSHOT_MAGIC: u32 = u32::from_le_bytes(*b"MLS1");
 pub const SNAPSHOT_VERSION: u32 = 1;
 const HEADER: usize = 40;
 
-pub fn path(dirs: &StoreDirs, group: GroupId, index: u64, term: Term) -> PathBuf {
+pub fn path(dirs: &StoreDirs, group: GroupId, index: RaftIndex, term: Term) -> PathBuf {
     dirs.snapshots.join(format!("{}-{index}-{term}.snap", group.0))
 }
 
@@ -42,7 +42,7 @@ async fn heads(group: GroupId, term: Term, app: &AppState, give_way: impl AsyncF
     first.extend_from_slice(&[0; 4]);
     first.extend_from_slice(&SNAPSHOT_VERSION.to_le_bytes());
     first.extend_from_slice(&[0; 4]);
-    for word in [group.0, app.index, term.0, app.conf_state.len() as u64] {
+    for word in [group.0, app.index.get(), term.0, app.conf_state.len() as u64] {
         first.extend_from_slice(&word.to_le_bytes());
     }
     let second = (app.blob.len() as u64).to_le_bytes().to_vec();
@@ -60,7 +60,7 @@ async fn heads(group: GroupId, term: Term, app: &AppState, give_way: impl AsyncF
 }
 
 /// Decodes the snapshot, or says why the bytes are not the snapshot of `group` at `index` and `term`.
-fn decode(from: &[u8], group: GroupId, index: u64, term: Term) -> Result<AppState, &'static str> {
+fn decode(from: &[u8], group: GroupId, index: RaftIndex, term: Term) -> Result<AppState, &'static str> {
     if from.len() < HEADER || u32_at(from, 0) != SNAPSHOT_MAGIC || u32_at(from, 8) != SNAPSHOT_VERSION {
         return Err("it does not begin with a snapshot's header");
     }
@@ -76,7 +76,7 @@ fn decode(from: &[u8], group: GroupId, index: u64, term: Term) -> Result<AppStat
     if u32_at(from, 4) != crc32c::crc32c(&from[8..at]) {
         return Err("it fails its CRC");
     }
-    if (u64_at(from, 16), u64_at(from, 24), u64_at(from, 32)) != (group.0, index, term.0) {
+    if (u64_at(from, 16), u64_at(from, 24), u64_at(from, 32)) != (group.0, index.get(), term.0) {
         return Err("it is the snapshot of another group, index or term");
     }
     Ok(AppState { index, blob, conf_state })
@@ -113,7 +113,7 @@ pub(crate) async fn write<D: Disk>(
         log.written_index = mark.index;
         log.app = AppState { blob: Bytes::new(), ..app };
         log.forget_to(mark);
-        if before.index > 0 {
+        if before.index > RaftIndex::ZERO {
             state.garbage.push(Garbage::Snapshot { group, index: before.index, term: before.term });
         }
     }
@@ -164,7 +164,7 @@ pub(crate) fn install<D: Disk>(
     log.hard_state = hard_state;
     log.restart(Mark { index: app.index, term, offset }, staged.pos);
     log.app = AppState { blob: Bytes::new(), ..app };
-    if before.index > 0 {
+    if before.index > RaftIndex::ZERO {
         state.garbage.push(Garbage::Snapshot { group, index: before.index, term: before.term });
     }
     drop(state);
@@ -192,22 +192,25 @@ mod tests {
     #[test]
     fn a_snapshot_comes_back_or_says_why_not() {
         let app = AppState {
-            index: 9,
+            index: RaftIndex::new(9),
             blob: Bytes::from_static(b"state of all slices"),
             conf_state: Bytes::from_static(b"voters"),
         };
         let [first, second] =
             crate::sim_exec::block_on(1, heads(GroupId(0), Term(3), &app, async || ())).expect("it ends");
         let bytes = [&first[..], &app.conf_state[..], &second[..], &app.blob[..]].concat();
-        assert_eq!(decode(&bytes, GroupId(0), 9, Term(3)), Ok(app));
-        assert_eq!(decode(&bytes, GroupId(0), 9, Term(4)), Err("it is the snapshot of another group, index or term"));
+        assert_eq!(decode(&bytes, GroupId(0), RaftIndex::new(9), Term(3)), Ok(app));
+        assert_eq!(
+            decode(&bytes, GroupId(0), RaftIndex::new(9), Term(4)),
+            Err("it is the snapshot of another group, index or term")
+        );
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(decode(&flipped, GroupId(0), 9, Term(3)).is_err(), "bit {bit} was flipped unseen");
+            assert!(decode(&flipped, GroupId(0), RaftIndex::new(9), Term(3)).is_err(), "bit {bit} was flipped unseen");
         }
         for len in 0..bytes.len() {
-            assert!(decode(&bytes[..len], GroupId(0), 9, Term(3)).is_err());
+            assert!(decode(&bytes[..len], GroupId(0), RaftIndex::new(9), Term(3)).is_err());
         }
         assert_eq!(&bytes[..4], b"MLS1");
         assert_eq!(

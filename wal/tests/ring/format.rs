@@ -2,7 +2,7 @@
 
 use crate::harness::{any, entry, said};
 use bytes::Bytes;
-use types::{GroupId, HardState, Term};
+use types::{GroupId, HardState, RaftIndex, Term};
 use wal::{
     ring::format::{RingBody, SeenHeader, WriteHeader, body_crc, decode_body},
     store::LogPos,
@@ -61,8 +61,8 @@ ae0ab1e9000000000000000000000000";
     let bytes = hex(&encoded(group, hard_state, &body));
     assert_eq!(bytes, expected);
 
-    let truncate = RingBody::Truncate { from_index: 9, from_offset: 90 };
-    let bytes = hex(&encoded(GroupId(1), HardState { term: Term(2), vote: 3, commit: 4 }, &truncate));
+    let truncate = RingBody::Truncate { from_index: RaftIndex::new(9), from_offset: 90 };
+    let bytes = hex(&encoded(GroupId(1), HardState { term: Term(2), vote: 3, commit: RaftIndex::new(4) }, &truncate));
     let expected = "\
 38000000030000000100000000000000
 02000000000000000300000000000000

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     rc::Rc,
 };
-use types::{GroupId, HardState, Position, Term};
+use types::{GroupId, HardState, Position, RaftIndex, Term};
 use wal::{
     buf::BLOCK,
     disk::{Disk, sim::SimDisk},
@@ -83,28 +83,38 @@ pub fn said(record: &RingRecord) -> Said {
 pub fn entry(index: u64, payload: impl Into<Bytes>) -> Said {
     let span = Span { base_offset: 10 * index, count: 10, max_timestamp: 1_700_000_000_000 };
     let entry = Entry {
-        index,
+        index: RaftIndex::new(index),
         term: Term(2),
         entry_type: 0,
         data: Bytes::from(format!("descriptor {index}")),
         payload: Some((span, payload.into())),
     };
-    (GroupId(7), HardState { term: Term(2), vote: 1, commit: index.saturating_sub(1) }, RingBody::Entry(entry))
+    (
+        GroupId(7),
+        HardState { term: Term(2), vote: 1, commit: RaftIndex::new(index.saturating_sub(1)) },
+        RingBody::Entry(entry),
+    )
 }
 
 /// A random record, with up to `bytes_max` of payload.
 pub fn any(rng: &mut fastrand::Rng, bytes_max: usize) -> Said {
     let group = GroupId(rng.u64(..4));
-    let hard_state = HardState { term: Term(rng.u64(..9)), vote: rng.u64(..9), commit: rng.u64(..) };
+    let hard_state = HardState { term: Term(rng.u64(..9)), vote: rng.u64(..9), commit: RaftIndex::new(rng.u64(..)) };
     let body = match rng.u32(..9) {
         0 => RingBody::HardState,
-        1 => RingBody::Truncate { from_index: rng.u64(..), from_offset: rng.u64(..) },
+        1 => RingBody::Truncate { from_index: RaftIndex::new(rng.u64(..)), from_offset: rng.u64(..) },
         2 => RingBody::Removed,
-        7 => RingBody::Restart { index: rng.u64(..), term: Term(rng.u64(..)) },
+        7 => RingBody::Restart { index: RaftIndex::new(rng.u64(..)), term: Term(rng.u64(..)) },
         8 => {
             let mut bytes = || -> Bytes { (0..rng.usize(..50)).map(|_| rng.u8(..)).collect() };
             let (conf_state, blob) = (bytes(), bytes());
-            RingBody::RestartAt { index: rng.u64(..), term: Term(rng.u64(..)), offset: rng.u64(..), conf_state, blob }
+            RingBody::RestartAt {
+                index: RaftIndex::new(rng.u64(..)),
+                term: Term(rng.u64(..)),
+                offset: rng.u64(..),
+                conf_state,
+                blob,
+            }
         }
         kind => {
             let bytes = |len: usize, rng: &mut fastrand::Rng| -> Bytes { (0..len).map(|_| rng.u8(..)).collect() };
@@ -114,7 +124,7 @@ pub fn any(rng: &mut fastrand::Rng, bytes_max: usize) -> Said {
             let data = bytes(data_len, rng);
             let payload = (kind != 3).then(|| (span, bytes(len, rng)));
             RingBody::Entry(Entry {
-                index: rng.u64(..),
+                index: RaftIndex::new(rng.u64(..)),
                 term: Term(rng.u64(..)),
                 entry_type: rng.u8(..),
                 data,

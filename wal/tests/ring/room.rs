@@ -1,6 +1,6 @@
 //! What a ring says that it has room for can be staged.
 
-use types::{GroupId, HardState, Term};
+use types::{GroupId, HardState, RaftIndex, Term};
 use wal::{
     buf::BLOCK,
     record::Entry,
@@ -34,7 +34,8 @@ fn ring(rng: &mut fastrand::Rng) -> (Ring, RingConfig) {
 }
 
 fn stage(ring: &mut Ring, bytes: usize) -> Result<(), Refused> {
-    let entry = Entry { index: 1, term: Term(1), entry_type: 0, data: vec![7; bytes].into(), payload: None };
+    let entry =
+        Entry { index: RaftIndex::new(1), term: Term(1), entry_type: 0, data: vec![7; bytes].into(), payload: None };
     let staged = ring.append(GroupId(0), HardState::default(), Record::Entry { entry: &entry });
     staged.map(drop)
 }

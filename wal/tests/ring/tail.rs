@@ -1,7 +1,7 @@
 //! The ring's end after a crash: torn anywhere, zeroed, or over an earlier lap. Damage must never be mistaken for it.
 
 use crate::harness::{DIR, SEGMENT, Said, close, disk, entry, file, open, opened, opened_from, refused, said, write};
-use types::{GroupId, HardState, Term};
+use types::{GroupId, HardState, RaftIndex, Term};
 use wal::{
     buf::BLOCK,
     disk::sim::{SECTOR, SimDisk},
@@ -139,7 +139,7 @@ fn a_write_torn_over_a_segment_that_was_just_released_is_cut() {
 fn large() -> Entry {
     let span = Span { base_offset: 0, count: 1, max_timestamp: 0 };
     Entry {
-        index: 1,
+        index: RaftIndex::new(1),
         term: Term(1),
         entry_type: 0,
         data: Default::default(),

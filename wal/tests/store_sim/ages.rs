@@ -4,7 +4,7 @@
 use crate::harness::{block_on, config, dirs, fresh_disk, options, pause, with_loops};
 use bytes::Bytes;
 use std::{cell::Cell, pin::Pin, rc::Rc};
-use types::{GroupId, HardState, Term};
+use types::{GroupId, HardState, RaftIndex, Term};
 use wal::{
     disk::sim::SimDisk,
     log::{AHEAD_MAX_MS, LogOptions},
@@ -69,8 +69,9 @@ impl World {
                 let n = self.appended.replace(self.appended.get() + 1);
                 let span = Span { base_offset: n, count: 1, max_timestamp: *timestamp };
                 let payload = Some((span, Bytes::from(vec![n as u8; 3_000])));
-                let entry = Entry { index: n + 1, term: Term(1), entry_type: 0, data: Bytes::new(), payload };
-                let hard_state = HardState { term: Term(1), vote: 1, commit: n };
+                let entry =
+                    Entry { index: RaftIndex::new(n + 1), term: Term(1), entry_type: 0, data: Bytes::new(), payload };
+                let hard_state = HardState { term: Term(1), vote: 1, commit: RaftIndex::new(n) };
                 let pos = self.store.append(GROUP, hard_state, &entry).expect("room").pos;
                 while self.store.durable() < pos {
                     self.store.durable_past(self.store.durable()).await.expect("the ring works");

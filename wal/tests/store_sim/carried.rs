@@ -8,7 +8,7 @@ use crate::{
 };
 use bytes::Bytes;
 use std::rc::Rc;
-use types::{GroupId, HardState, Term};
+use types::{GroupId, HardState, RaftIndex, Term};
 use wal::{
     disk::sim::{Fate, Kind, SimDisk},
     record::{Entry, Span},
@@ -37,7 +37,16 @@ pub fn stage(store: &Store<SimDisk>, model: &Shared, group: u64, bytes: usize) -
         let span = Span { base_offset: model.next_offset(), count: 1, max_timestamp: LONG_AGO };
         let batch: Bytes = vec![index as u8 ^ group.0 as u8; bytes].into();
         let data = vec![index as u8; 20].into();
-        (Entry { index, term: hard_state.term, entry_type: 0, data, payload: Some((span, batch)) }, hard_state)
+        (
+            Entry {
+                index: RaftIndex::new(index),
+                term: hard_state.term,
+                entry_type: 0,
+                data,
+                payload: Some((span, batch)),
+            },
+            hard_state,
+        )
     };
     model.borrow_mut().groups.get_mut(&group).expect("a group").hard_state = hard_state;
     let staged = store.append(group, hard_state, &entry).ok()?;

@@ -7,7 +7,7 @@ use crate::{
     verify::read_everything,
 };
 use std::{cell::Cell, collections::BTreeMap, path::Path, rc::Rc};
-use types::{GroupId, Term};
+use types::{GroupId, RaftIndex, Term};
 use wal::{
     disk::{
         Disk,
@@ -214,7 +214,7 @@ pub fn cores_life(seed: u64, prepare: &dyn Fn(&SimDisk)) -> Result<(), String> {
                 return Err(format!("group {} is on core {core}", group.id.0));
             }
             let entries = expected.remove(&group.id).ok_or("a group came from nowhere")?;
-            let from = group.flushed_index.min(group.app.index) as usize;
+            let from = group.flushed_index.min(group.app.index).place_from(RaftIndex::ZERO);
             let last = group.hard_state.term.min(entries.last().map_or(Term(0), |last| last.term));
             if group.next_offset != end_offset(&entries) || group.tail != entries[from..] || last == Term(0) {
                 return Err(format!("group {} ends at {}", group.id.0, group.next_offset));

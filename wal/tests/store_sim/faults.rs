@@ -4,11 +4,11 @@
 use crate::{
     harness::{META, Task, block_on, config, dirs, drive, fresh_disk, options, pause},
     life::flush,
-    model::{Host, Model, Shared, app_of, append, blob_of, conf_of},
+    model::{Host, Model, Shared, app_of, append},
     verify::{only_segments, read_everything, recover},
 };
 use std::{cell::Cell, path::Path, pin::Pin, rc::Rc, task::Poll};
-use types::GroupId;
+use types::{GroupId, RaftIndex};
 use wal::{
     disk::sim::{Fate, Kind, Op, SimDisk},
     store::{Admission, AppState, FlushHost, LogPos, OpenError, SnapshotError, Store},
@@ -358,22 +358,21 @@ fn a_snapshot_that_does_not_fit_leaves_the_one_before() {
     let (store, model) = filled(1, &disk);
     run(1, &store, Rc::new(Host(model.clone())), async {
         settle(&store, &model).await;
-        let state = |index| AppState { index, blob: blob_of(META, index), conf_state: conf_of(META, index) };
         let term_at = |index: u64| model.borrow().groups[&META].entries[index as usize - 1].term;
-        store.write_snapshot(META, term_at(10), state(10)).await.expect("written");
+        store.write_snapshot(META, term_at(10), app_of(META, 10)).await.expect("written");
         disk.fates(|op| match op.kind == Kind::Write && op.path.starts_with("/data/snapshots") {
             true => Fate::Fail(libc_enospc()),
             false => Fate::Go,
         });
-        let full = store.write_snapshot(META, term_at(20), state(20)).await.expect_err("full");
+        let full = store.write_snapshot(META, term_at(20), app_of(META, 20)).await.expect_err("full");
         assert!(matches!(full, SnapshotError::Full { .. }), "{full}");
         assert_eq!(store.poisoned(), None);
-        assert_eq!(store.log(META).expect("it is there").first_index, 11);
+        assert_eq!(store.log(META).expect("it is there").first_index, RaftIndex::new(11));
         disk.no_fates();
-        store.write_snapshot(META, term_at(20), state(20)).await.expect("written");
-        store.write_snapshot(META, term_at(15), state(15)).await.expect("an older one is ignored");
+        store.write_snapshot(META, term_at(20), app_of(META, 20)).await.expect("written");
+        store.write_snapshot(META, term_at(15), app_of(META, 15)).await.expect("an older one is ignored");
         store.flush_now().await.expect("flushed");
-        assert_eq!(store.log(META).expect("it is there").first_index, 21);
+        assert_eq!(store.log(META).expect("it is there").first_index, RaftIndex::new(21));
     });
     let snapshots: Vec<_> = disk.files().into_iter().filter(|path| path.starts_with("/data/snapshots")).collect();
     assert_eq!(snapshots.len(), 1, "{snapshots:?}");
@@ -396,7 +395,7 @@ fn a_clean_stop_leaves_nothing_to_replay_and_only_named_files() {
     assert!(report.clean);
     let tails: Vec<usize> = groups
         .iter()
-        .map(|group| group.tail.len() - (group.flushed_index.saturating_sub(group.app.index)) as usize)
+        .map(|group| group.tail.len() - group.flushed_index.try_place_from(group.app.index).unwrap_or(0))
         .collect();
     assert_eq!(tails, [30, 0], "only the snapshot group's entries are still in the ring");
     assert_eq!(store.groups(), [META, GROUP]);

@@ -7,7 +7,7 @@ use crate::{
     verify::{read_everything, recover},
 };
 use std::{cell::Cell, rc::Rc};
-use types::{GroupId, HardState, Term};
+use types::{GroupId, HardState, RaftIndex, Term};
 use wal::{
     disk::sim::{Fate, Kind, SimDisk},
     record::Entry,
@@ -75,7 +75,7 @@ pub async fn truncate(store: &Store<SimDisk>, model: &Shared, group: GroupId, fr
     let hard_state = HardState { term: before.term + 1, vote: 2, ..before };
     let left = from as usize - 1;
     let offset = end_offset(&model.borrow().groups[&group].entries[..left]);
-    let Ok(staged) = store.truncate(group, hard_state, from, offset) else { return };
+    let Ok(staged) = store.truncate(group, hard_state, RaftIndex::new(from), offset) else { return };
     note(model, group, staged.pos, hard_state, Event::Truncate(from));
     model.borrow_mut().groups.get_mut(&group).expect("a group").entries.truncate(left);
     durable(store, staged.pos).await;
@@ -127,7 +127,10 @@ fn elections_without_end_do_not_fill_a_ring_that_an_undecided_entry_would_hold()
         disk = disk.crash();
     }
     let store = recover(&disk, &model, at, false).expect("recovered");
-    assert_eq!(store.log(META).map(|log| (log.first_index, log.last_index)), Some((1, 6)));
+    assert_eq!(
+        store.log(META).map(|log| (log.first_index, log.last_index)),
+        Some((RaftIndex::new(1), RaftIndex::new(6)))
+    );
     // A quorum is back: the decided entries are in a snapshot, and no longer in a checkpoint.
     let term = model.borrow().groups[&META].entries[5].term;
     with_loops(9, &store, Rc::new(Host(model.clone())), async {
@@ -138,7 +141,10 @@ fn elections_without_end_do_not_fill_a_ring_that_an_undecided_entry_would_hold()
     let at = store.durable();
     drop(store);
     let store = recover(&disk.crash(), &model, at, false).expect("recovered");
-    assert_eq!(store.log(META).map(|log| (log.first_index, log.last_index)), Some((7, 6)));
+    assert_eq!(
+        store.log(META).map(|log| (log.first_index, log.last_index)),
+        Some((RaftIndex::new(7), RaftIndex::new(6)))
+    );
 }
 
 /// Entries are kept, cut off, kept again, cut off within the kept part, and partly decided, with laps of the ring in
@@ -266,12 +272,13 @@ fn a_snapshot_from_elsewhere_takes_the_place_of_what_was_kept() {
         store.flush_now().await.expect("flushed");
         // The entries 1 to 3 that were decided are not ours.
         let term = model.borrow().groups[&META].hard_state.term + 1;
-        let hard_state = HardState { term, vote: 0, commit: 3 };
+        let hard_state = HardState { term, vote: 0, commit: RaftIndex::new(3) };
         store.stage_snapshot(META, term, &app).await.expect("staged");
         let at = store.install_snapshot(META, hard_state, term, app.clone()).expect("room");
         durable(&store, at).await;
         // In the ring only: no checkpoint carries any of these entries.
-        let entry = Entry { index: 4, term, entry_type: 0, data: b"after it".as_slice().into(), payload: None };
+        let entry =
+            Entry { index: RaftIndex::new(4), term, entry_type: 0, data: b"after it".as_slice().into(), payload: None };
         let staged = store.append(META, hard_state, &entry).expect("room");
         store.check();
         durable(&store, staged.pos).await;
@@ -279,9 +286,9 @@ fn a_snapshot_from_elsewhere_takes_the_place_of_what_was_kept() {
     let found = |disk: &SimDisk| {
         let (_, groups, _) = block_on(Store::open(disk.clone(), &dirs(), 1, config())).expect("opened");
         let meta = groups.into_iter().find(|group| group.id == META).expect("it is there");
-        assert_eq!((meta.flushed_index, &meta.app), (3, &app));
-        let tail: Vec<(u64, usize)> = meta.tail.iter().map(|entry| (entry.index, entry.data.len())).collect();
-        assert_eq!(tail, [(4, 8)]);
+        assert_eq!((meta.flushed_index, &meta.app), (RaftIndex::new(3), &app));
+        let tail: Vec<(RaftIndex, usize)> = meta.tail.iter().map(|entry| (entry.index, entry.data.len())).collect();
+        assert_eq!(tail, [(RaftIndex::new(4), 8)]);
     };
     drop(store);
     let disk = disk.crash();
@@ -346,7 +353,13 @@ async fn append_bare(store: &Store<SimDisk>, model: &Shared, group: GroupId, byt
         (model.entries.len() as u64 + 1, model.hard_state)
     };
     let term = hard_state.term.max(Term(1));
-    let entry = Entry { index, term, entry_type: 0, data: vec![index as u8; bytes].into(), payload: None };
+    let entry = Entry {
+        index: RaftIndex::new(index),
+        term,
+        entry_type: 0,
+        data: vec![index as u8; bytes].into(),
+        payload: None,
+    };
     let hard_state = HardState { term, ..hard_state };
     model.borrow_mut().groups.get_mut(&group).expect("a group").hard_state = hard_state;
     let Ok(staged) = store.append(group, hard_state, &entry) else { return };
@@ -377,7 +390,10 @@ fn a_log_without_a_batch_has_no_file_until_it_gets_batches() {
     drop(store);
     let disk = disk.crash();
     let store = recover(&disk, &model, at, false).expect("recovered");
-    assert_eq!(store.log(GROUP).map(|log| (log.first_index, log.last_index)), Some((1, 2)));
+    assert_eq!(
+        store.log(GROUP).map(|log| (log.first_index, log.last_index)),
+        Some((RaftIndex::new(1), RaftIndex::new(2)))
+    );
     assert_eq!(store.stats().cached_bytes, 0, "what checkpoints carry is not counted");
     run(11, &disk, &store, &model, async {
         elections(&store, &model, META, RING_BLOCKS).await;
@@ -402,7 +418,7 @@ fn a_log_without_a_batch_has_no_file_until_it_gets_batches() {
     let at = store.durable();
     drop(store);
     let store = recover(&disk.crash(), &model, at, false).expect("recovered");
-    assert_eq!(store.log(GROUP).map(|log| log.first_index), Some(1));
+    assert_eq!(store.log(GROUP).map(|log| log.first_index), Some(RaftIndex::FIRST));
 }
 
 #[test]
@@ -420,7 +436,7 @@ fn many_entries_without_a_batch_are_flushed() {
     let at = store.durable();
     drop(store);
     let store = recover(&disk.crash(), &model, at, false).expect("recovered");
-    assert_eq!(store.log(GROUP).map(|log| log.last_index), Some(30));
+    assert_eq!(store.log(GROUP).map(|log| log.last_index), Some(RaftIndex::new(30)));
 }
 
 /// Bare entries are kept, truncated, flushed behind a batch and cut again, with laps of the ring in between.

@@ -10,7 +10,7 @@ use std::{
     rc::Rc,
     task::{Context, Waker},
 };
-use types::{GroupId, HardState};
+use types::{GroupId, HardState, RaftIndex};
 use wal::{
     disk::sim::SimDisk,
     store::{LogPos, Store},
@@ -53,7 +53,7 @@ async fn write(store: &Store<SimDisk>, model: &Shared, seed: u64, steps: usize) 
                     hard_state.vote = rng.u64(0..3);
                     *hard_state
                 };
-                hard_state.commit = model.borrow().groups[&group].commit;
+                hard_state.commit = RaftIndex::new(model.borrow().groups[&group].commit);
                 if let Ok(staged) = store.append_hard_state(group, hard_state) {
                     let mut model = model.borrow_mut();
                     let group = model.groups.get_mut(&group).expect("live");
@@ -79,7 +79,7 @@ async fn write(store: &Store<SimDisk>, model: &Shared, seed: u64, steps: usize) 
                 let view = store.log(group).expect("a live group");
                 let mut model = model.borrow_mut();
                 let group = model.groups.get_mut(&group).expect("live");
-                group.commit = rng.u64(group.commit..=view.stable_index.max(group.commit));
+                group.commit = rng.u64(group.commit..=view.stable_index.get().max(group.commit));
             }
             45..50 => {
                 let durable = store.durable();
@@ -116,9 +116,13 @@ fn truncate(store: &Store<SimDisk>, model: &Shared, rng: &mut fastrand::Rng, gro
         }
         let from = rng.u64(group.commit + 1..=end);
         group.hard_state.term += 1;
-        (from, end_offset(&group.entries[..from as usize - 1]), HardState { commit: group.commit, ..group.hard_state })
+        (
+            from,
+            end_offset(&group.entries[..from as usize - 1]),
+            HardState { commit: RaftIndex::new(group.commit), ..group.hard_state },
+        )
     };
-    if let Ok(staged) = store.truncate(group, hard_state, from, offset) {
+    if let Ok(staged) = store.truncate(group, hard_state, RaftIndex::new(from), offset) {
         let mut model = model.borrow_mut();
         let group = model.groups.get_mut(&group).expect("live");
         group.entries.truncate(from as usize - 1);
@@ -171,14 +175,15 @@ async fn snapshots(store: &Store<SimDisk>, model: &Shared, seed: u64, stop: &Cel
             if rng.u32(..3) == 0 {
                 continue;
             }
-            meta.commit = store.log(META).expect("it is there").stable_index.max(meta.commit);
+            meta.commit = store.log(META).expect("it is there").stable_index.get().max(meta.commit);
             let Some(last) = meta.entries[..meta.commit as usize].last() else { continue };
             (last.index, last.term)
         };
-        if store.write_snapshot(META, term, app_of(META, index)).await.is_ok() && store.flush_now().await.is_ok() {
+        if store.write_snapshot(META, term, app_of(META, index.get())).await.is_ok() && store.flush_now().await.is_ok()
+        {
             let mut model = model.borrow_mut();
             let meta = model.groups.get_mut(&META).expect("it is there");
-            meta.floor_app = meta.floor_app.max(index);
+            meta.floor_app = meta.floor_app.max(index.get());
         }
     }
 }

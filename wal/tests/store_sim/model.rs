@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use std::{cell::RefCell, collections::BTreeMap, pin::Pin, rc::Rc};
-use types::{GroupId, HardState, Term};
+use types::{GroupId, HardState, RaftIndex, Term};
 use wal::{
     disk::sim::SimDisk,
     record::{Entry, Span},
@@ -23,7 +23,7 @@ pub fn app_of(group: GroupId, index: u64) -> AppState {
     if index == 0 {
         return AppState::default();
     }
-    AppState { index, blob: blob_of(group, index), conf_state: conf_of(group, index) }
+    AppState { index: RaftIndex::new(index), blob: blob_of(group, index), conf_state: conf_of(group, index) }
 }
 
 /// The contents of an entry's batch, derived from its place and `salt`.
@@ -155,7 +155,7 @@ impl Model {
             let span = Span { base_offset: model.next_offset(), count: rng.u32(1..5), max_timestamp: timestamp };
             (span, payload(group, index, term.0 << 32 ^ rng.u64(..1 << 20), len))
         });
-        Entry { index, term, entry_type: rng.u8(..3), data, payload }
+        Entry { index: RaftIndex::new(index), term, entry_type: rng.u8(..3), data, payload }
     }
 
     pub fn appended(&mut self, group: GroupId, entry: Entry, pos: LogPos) {
@@ -175,7 +175,7 @@ impl Model {
 pub fn append(store: &Store<SimDisk>, model: &Shared, rng: &mut fastrand::Rng, group: GroupId) -> Option<LogPos> {
     let entry = model.borrow_mut().next_entry(rng, group);
     let mut hard_state = model.borrow().groups[&group].hard_state;
-    hard_state.commit = model.borrow().groups[&group].commit;
+    hard_state.commit = RaftIndex::new(model.borrow().groups[&group].commit);
     match store.append(group, hard_state, &entry) {
         Ok(staged) => {
             model.borrow_mut().appended(group, entry, staged.pos);

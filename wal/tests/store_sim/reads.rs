@@ -7,7 +7,7 @@ use crate::{
     verify::{only_segments, read_everything, read_once},
 };
 use std::rc::Rc;
-use types::GroupId;
+use types::{GroupId, RaftIndex};
 use wal::{
     disk::sim::{Fate, Kind, SimDisk},
     log::LogOptions,
@@ -184,15 +184,15 @@ fn entries_for_a_laggard_are_read_once() {
     }
     let size: u64 = world.store.segment_files(GROUP).iter().map(|(_, len)| len).sum();
     let before = world.store.stats().cold_read_bytes;
-    let (mut next, last) = (1, world.store.log(GROUP).expect("there is a log").last_index);
+    let (mut next, last) = (RaftIndex::FIRST, world.store.log(GROUP).expect("there is a log").last_index);
     while next <= last {
-        let Entries::Cold(read) = world.store.entries(GROUP, next, last + 1, 3_000) else {
+        let Entries::Cold(read) = world.store.entries(GROUP, next, last.next(), 3_000) else {
             panic!("nothing is in memory")
         };
         let entries = block_on(read).expect("readable");
         let model = world.model.borrow();
-        assert_eq!(entries[..], model.groups[&GROUP].entries[next as usize - 1..][..entries.len()]);
-        next += entries.len() as u64;
+        assert_eq!(entries[..], model.groups[&GROUP].entries[next.place_from(RaftIndex::FIRST)..][..entries.len()]);
+        next = next.at_place(entries.len());
     }
     let read = world.store.stats().cold_read_bytes - before;
     assert!(read <= size * 5 / 4, "{read} bytes were read of {size}");
@@ -219,7 +219,7 @@ fn every_flipped_bit_in_a_segment_is_reported_or_does_not_matter() {
                 Ok(batches) => {
                     let model = world.model.borrow();
                     for batch in &batches {
-                        let entry = &model.groups[&GROUP].entries[batch.index as usize - 1];
+                        let entry = &model.groups[&GROUP].entries[batch.index.place_from(RaftIndex::FIRST)];
                         let (span, bytes) = entry.payload.as_ref().expect("a batch");
                         assert_eq!((span.base_offset, bytes), (batch.base_offset, &batch.bytes), "bit {bit}");
                     }
@@ -276,7 +276,7 @@ fn retention_drops_whole_old_segments_below_the_high_watermark() {
     });
     assert!(store.stats().flushes <= flushes + 1);
     assert_eq!(store.retention(GROUP, i64::MAX, Some(1), None, world.high()), Some(world.high()));
-    assert!(view.first_index > 1);
+    assert!(view.first_index > RaftIndex::new(1));
 }
 
 /// A caller that replays the log that created a group asks the reopened store, which has already removed the group.

@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
 };
-use types::{GroupId, HardState, Term, TermRun};
+use types::{GroupId, HardState, RaftIndex, Term, TermRun};
 use wal::{
     disk::sim::SimDisk,
     record::Entry,
@@ -72,8 +72,8 @@ pub async fn read_once(
 }
 
 fn compare(batch: &Batch, entries: &[Entry], group: GroupId) -> Result<(), String> {
-    let entry =
-        entries.get(batch.index as usize - 1).ok_or_else(|| format!("index {} is beyond the end", batch.index))?;
+    let place = batch.index.place_from(RaftIndex::FIRST);
+    let entry = entries.get(place).ok_or_else(|| format!("index {} is beyond the end", batch.index))?;
     let same = entry.term == batch.term
         && entry.payload.as_ref().is_some_and(|(span, bytes)| {
             span.base_offset == batch.base_offset
@@ -146,7 +146,7 @@ pub fn recover(disk: &SimDisk, model: &Shared, durable: LogPos, clean: bool) -> 
                 let hard_states: Vec<HardState> =
                     group.events[acked.saturating_sub(1)..].iter().map(|(_, hard_state, _)| *hard_state).collect();
                 let image = group.image(at).expect("it matched");
-                if end_offset(&image[..recovered.app.index as usize]) < recovered.log_start {
+                if end_offset(&image[..recovered.app.index.place_from(RaftIndex::ZERO)]) < recovered.log_start {
                     return Err(format!("group {}: the log start is ahead of the applied index", id.0));
                 }
                 check_group(group, &recovered, &hard_states).map_err(|why| format!("group {}: {why}", id.0))?;
@@ -157,10 +157,10 @@ pub fn recover(disk: &SimDisk, model: &Shared, durable: LogPos, clean: bool) -> 
                 group.known = true;
                 group.hard_state = recovered.hard_state;
                 group.base_hard_state = recovered.hard_state;
-                group.commit = recovered.app.index;
+                group.commit = recovered.app.index.get();
                 group.log_start = recovered.log_start;
                 group.floor_start = recovered.log_start;
-                group.floor_app = recovered.app.index;
+                group.floor_app = recovered.app.index.get();
                 store.set_options(id, options());
             }
         }
@@ -175,16 +175,16 @@ pub fn recover(disk: &SimDisk, model: &Shared, durable: LogPos, clean: bool) -> 
 
 /// How many of the events happened, at least the acknowledged ones. Returns an error if no number fits.
 fn matching_image(group: &GroupModel, acked: usize, recovered: &RecoveredGroup) -> Result<usize, String> {
-    let last = recovered.terms.last().map_or((0, recovered.first_prev_term), |run| (run.first_index, run.term));
+    let last = recovered.terms.last().map_or(recovered.first_prev_term, |run| run.term);
     for at in (acked..=group.events.len()).rev() {
         let Some(image) = group.image(at) else { continue };
         let ends = (end_offset(&image), image.last().map_or(Term(0), |entry| entry.term));
-        if ends != (recovered.next_offset, last.1) || terms_of(&image, recovered.first_index) != recovered.terms {
+        if ends != (recovered.next_offset, last) || terms_of(&image, recovered.first_index) != recovered.terms {
             continue;
         }
         let tail = &recovered.tail;
-        let from = recovered.flushed_index.min(recovered.app.index);
-        if image.len() as u64 == from + tail.len() as u64 && image[from as usize..] == tail[..] {
+        let from = recovered.flushed_index.min(recovered.app.index).place_from(RaftIndex::ZERO);
+        if image.len() == from + tail.len() && image[from..] == tail[..] {
             return Ok(at);
         }
     }
@@ -199,11 +199,11 @@ fn matching_image(group: &GroupModel, acked: usize, recovered: &RecoveredGroup) 
     ))
 }
 
-fn terms_of(entries: &[Entry], first: u64) -> Vec<TermRun> {
+fn terms_of(entries: &[Entry], first: RaftIndex) -> Vec<TermRun> {
     let mut runs: Vec<TermRun> = Vec::new();
-    for entry in entries.iter().skip(first as usize - 1) {
+    for entry in entries.iter().skip(first.place_from(RaftIndex::FIRST)) {
         if runs.last().is_none_or(|run| run.term != entry.term) {
-            let base_offset = end_offset(&entries[..entry.index as usize - 1]);
+            let base_offset = end_offset(&entries[..entry.index.place_from(RaftIndex::FIRST)]);
             runs.push(TermRun { first_index: entry.index, term: entry.term, base_offset });
         }
     }
@@ -220,10 +220,10 @@ fn check_group(group: &GroupModel, recovered: &RecoveredGroup, hard_states: &[Ha
     if found.commit < recovered.app.index || found.commit > last {
         return Err(format!("commit {} is not in {}..={last}", found.commit, recovered.app.index));
     }
-    if recovered.app.index < group.floor_app || recovered.app.index > group.commit {
+    if !(group.floor_app..=group.commit).contains(&recovered.app.index.get()) {
         return Err(format!("applied {} is not in {}..={}", recovered.app.index, group.floor_app, group.commit));
     }
-    if recovered.app != app_of(recovered.id, recovered.app.index) {
+    if recovered.app != app_of(recovered.id, recovered.app.index.get()) {
         return Err(format!("the state at {} is another one", recovered.app.index));
     }
     if recovered.log_start < group.floor_start || recovered.log_start > group.log_start {

@@ -10,7 +10,7 @@ use crate::{
 use bytes::Bytes;
 use raft::eraftpb::EntryType;
 use std::panic;
-use types::GroupId;
+use types::{GroupId, RaftIndex, Term};
 
 const SEEDS: u64 = 300;
 const MESSAGES: usize = 300;
@@ -49,7 +49,8 @@ impl Fuzz {
     /// Numbers near the group's own state, and numbers that break arithmetic.
     fn number(&mut self) -> u64 {
         let group = &self.group;
-        let near = [group.last_index(), group.commit(), group.applied(), group.stable(), group.term().0, 0];
+        let indices = [group.last_index(), group.commit(), group.applied(), group.stable()].map(RaftIndex::get);
+        let near = [&indices[..], &[group.term().0, 0]].concat();
         match self.rng.u8(..8) {
             0 => [u64::MAX, u64::MAX - 1, 1 << 63, 1 << 60, (1 << 60) + 1, TERM_MAX, TERM_MAX + 1][self.rng.usize(..7)],
             1 => self.rng.u64(..50),
@@ -104,11 +105,14 @@ impl Fuzz {
         message.index = self.number();
         message.log_term = match self.rng.u8(..4) {
             0 => self.number(),
-            _ => self.group.term_at(message.index).unwrap_or(Term(0)).0,
+            _ => self.group.term_at(RaftIndex::new(message.index)).unwrap_or(Term(0)).0,
         };
         message.commit = self.number();
-        message.commit_term =
-            if self.rng.bool() { self.number() } else { self.group.term_at(message.commit).unwrap_or(Term(0)).0 };
+        message.commit_term = if self.rng.bool() {
+            self.number()
+        } else {
+            self.group.term_at(RaftIndex::new(message.commit)).unwrap_or(Term(0)).0
+        };
         message.reject = self.rng.bool();
         message.reject_hint = self.number();
         if self.rng.u8(..16) == 0 {

@@ -14,7 +14,7 @@ use raft::{
     eraftpb::{self, ConfState},
 };
 use std::collections::BTreeSet;
-use types::Term;
+use types::{RaftIndex, Term};
 
 /// The largest term. A partition's term is the leader epoch that Kafka's clients see, an int32.
 pub const TERM_MAX: u64 = i32::MAX as u64;
@@ -38,7 +38,7 @@ pub enum Unfit {
     #[error("{what} {value} is invalid in a message of its kind")]
     Field { what: &'static str, value: u64 },
     #[error("its entry {index} can't be read: {why}")]
-    Entry { index: u64, why: EntryError },
+    Entry { index: RaftIndex, why: EntryError },
     #[error("the members in its snapshot are invalid: {0}")]
     Members(&'static str),
     #[error("peer {from:#x} claims to lead in term {term}, but another peer leads in that term")]
@@ -47,12 +47,12 @@ pub enum Unfit {
         "it contradicts entry {committed}, which is committed here in term {term}: the sender or this replica has lost \
          a part of its log"
     )]
-    Conflict { committed: u64, term: Term },
+    Conflict { committed: RaftIndex, term: Term },
     #[error(
         "it relies on entry {claimed} of this replica, whose log ends at {last}: this replica may have lost a part of \
          its log, such as by a disk that was replaced or restored"
     )]
-    Lost { claimed: u64, last: u64 },
+    Lost { claimed: RaftIndex, last: RaftIndex },
 }
 
 impl Unfit {
@@ -82,12 +82,12 @@ impl Group {
         if message.term < own {
             return Ok(());
         }
-        let last = raft.raft_log.last_index();
+        let last = self.last_index();
         let to_leader = message.term == own && raft.state == StateRole::Leader;
         match kind {
             MessageType::MsgAppend => {
                 self.check_leader(message)?;
-                self.check_against_committed(message.index, Term(message.log_term))
+                self.check_against_committed(RaftIndex::new(message.index), Term(message.log_term))
             }
             MessageType::MsgHeartbeat => {
                 self.check_leader(message)?;
@@ -97,7 +97,7 @@ impl Group {
             MessageType::MsgSnapshot => {
                 self.check_leader(message)?;
                 let metadata = message.get_snapshot().get_metadata();
-                self.check_against_committed(metadata.index, Term(metadata.term))
+                self.check_against_committed(RaftIndex::new(metadata.index), Term(metadata.term))
             }
             MessageType::MsgTimeoutNow => {
                 if message.term > own {
@@ -120,13 +120,12 @@ impl Group {
     }
 
     /// Every leader's log contains all committed entries.
-    fn check_against_committed(&self, index: u64, term: Term) -> Result<(), Unfit> {
-        let log = &self.raw.raft.raft_log;
-        let committed = log.committed;
-        let committed_term = log.term(committed).unwrap_or(0);
-        let contradicts = if index == committed { term != Term(committed_term) } else { term < Term(committed_term) };
+    fn check_against_committed(&self, index: RaftIndex, term: Term) -> Result<(), Unfit> {
+        let committed = self.commit();
+        let committed_term = Term(self.raw.raft.raft_log.term(committed.get()).unwrap_or(0));
+        let contradicts = if index == committed { term != committed_term } else { term < committed_term };
         if index >= committed && contradicts {
-            return Err(Unfit::Conflict { committed, term: Term(committed_term) });
+            return Err(Unfit::Conflict { committed, term: committed_term });
         }
         Ok(())
     }
@@ -141,7 +140,7 @@ impl Group {
                 return Err(Unfit::Field { what: "an entry's term", value: entry.term });
             }
             before = entry.term;
-            self.check_entry(entry).map_err(|why| Unfit::Entry { index, why })?;
+            self.check_entry(entry).map_err(|why| Unfit::Entry { index: RaftIndex::new(index), why })?;
         }
         Ok(())
     }
@@ -156,7 +155,8 @@ impl Group {
     }
 }
 
-fn counted_on(claimed: u64, last: u64) -> Result<(), Unfit> {
+fn counted_on(claimed: u64, last: RaftIndex) -> Result<(), Unfit> {
+    let claimed = RaftIndex::new(claimed);
     if claimed > last { Err(Unfit::Lost { claimed, last }) } else { Ok(()) }
 }
 

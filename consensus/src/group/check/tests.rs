@@ -3,8 +3,8 @@
 use crate::group::check::*;
 use crate::group::{ConfigurationError, EntryError, Group, GroupConfig, Member, ProposeError, Restored, Unreadable};
 use bytes::Bytes;
-use types::Position;
 use types::{GroupId, Term};
+use types::{Position, RaftIndex};
 
 fn message(kind: MessageType, from: u64, term: Term) -> Message {
     let mut message = Message { to: 1, from, term: term.0, ..Message::default() };
@@ -46,7 +46,10 @@ fn follower() -> Group {
         vec![entry(1, Term(3), b""), entry(2, Term(3), b"a"), entry(3, Term(5), b""), entry(4, Term(5), b"b")];
     group.step(append(Term(5), (0, 0), 3, entries));
     settle(&mut group);
-    assert_eq!((group.take_unfit(), group.last_index(), group.commit(), group.applied()), (None, 4, 3, 3));
+    assert_eq!(
+        (group.take_unfit(), group.last_index(), group.commit(), group.applied()),
+        (None, RaftIndex::new(4), RaftIndex::new(3), RaftIndex::new(3))
+    );
     group
 }
 
@@ -60,12 +63,12 @@ fn leader() -> Group {
     settle(&mut group);
     group.step(Message { index: 1, ..message(MessageType::MsgAppendResponse, 2, Term(1)) });
     settle(&mut group);
-    assert_eq!((group.take_unfit(), group.epoch(), group.commit()), (None, Some(1), 1));
+    assert_eq!((group.take_unfit(), group.epoch(), group.commit()), (None, Some(1), RaftIndex::new(1)));
     group
 }
 
 fn state(group: &Group) -> (u64, u64, u64, bool, Option<u64>) {
-    (group.term().0, group.last_index(), group.commit(), group.is_leader(), group.leader())
+    (group.term().0, group.last_index().get(), group.commit().get(), group.is_leader(), group.leader())
 }
 
 /// Asserts that the group drops a message and stays unchanged, and returns the reason.
@@ -86,20 +89,20 @@ fn a_commit_beyond_the_log_is_dropped_and_named_as_possible_loss() {
     let mut group = follower();
     let heartbeat = Message { commit: 5, ..message(MessageType::MsgHeartbeat, 2, Term(5)) };
     let unfit = is_refused(&mut group, heartbeat.clone());
-    assert_eq!(unfit, Unfit::Lost { claimed: 5, last: 4 });
+    assert_eq!(unfit, Unfit::Lost { claimed: RaftIndex::new(5), last: RaftIndex::new(4) });
     assert!(unfit.is_possible_loss() && unfit.to_string().contains("may have lost a part of its log"));
     is_refused(&mut group, Message { commit: 5, ..message(MessageType::MsgHeartbeat, 3, Term(6)) });
     // The group still accepts a leader's valid messages.
     group.step(Message { commit: 4, ..heartbeat });
-    assert_eq!((group.take_unfit(), group.commit()), (None, 4));
+    assert_eq!((group.take_unfit(), group.commit()), (None, RaftIndex::new(4)));
     // With entries, the leader sends its whole commit index, however much of it this replica has.
     group.step(append(Term(5), (4, 5), 1000, vec![entry(5, Term(5), b"c")]));
-    assert_eq!((group.take_unfit(), group.commit(), group.last_index()), (None, 5, 5));
+    assert_eq!((group.take_unfit(), group.commit(), group.last_index()), (None, RaftIndex::new(5), RaftIndex::new(5)));
 
     let mut group = leader();
     for kind in [MessageType::MsgAppendResponse, MessageType::MsgHeartbeatResponse] {
         let unfit = is_refused(&mut group, Message { commit: 2, ..message(kind, 2, Term(1)) });
-        assert_eq!(unfit, Unfit::Lost { claimed: 2, last: 1 });
+        assert_eq!(unfit, Unfit::Lost { claimed: RaftIndex::new(2), last: RaftIndex::new(1) });
     }
     is_refused(&mut group, Message { index: 2, ..message(MessageType::MsgAppendResponse, 3, Term(1)) });
 }
@@ -186,12 +189,12 @@ fn what_contradicts_what_is_committed_is_refused() {
     // term.
     for at in [(3, 3), (3, 4), (9, 3), (4, 4)] {
         let unfit = is_refused(&mut group, append(Term(6), at, 9, Vec::new()));
-        assert_eq!(unfit, Unfit::Conflict { committed: 3, term: Term(5) }, "{at:?}");
+        assert_eq!(unfit, Unfit::Conflict { committed: RaftIndex::new(3), term: Term(5) }, "{at:?}");
     }
     // An uncommitted entry is truncated.
     group.step(append(Term(6), (3, 5), 3, vec![entry(4, Term(6), b"c")]));
     settle(&mut group);
-    assert_eq!((group.take_unfit(), group.term_at(4)), (None, Some(Term(6))));
+    assert_eq!((group.take_unfit(), group.term_at(RaftIndex::new(4))), (None, Some(Term(6))));
 }
 
 #[test]
@@ -247,7 +250,7 @@ fn a_snapshot_of_no_possible_group_is_refused() {
     joint.set_auto_leave(true);
     group.step_snapshot(snapshot(9, Term(6), joint));
     settle(&mut group);
-    assert_eq!((group.take_unfit(), group.applied(), group.voters()), (None, 9, vec![1, 2, 3]));
+    assert_eq!((group.take_unfit(), group.applied(), group.voters()), (None, RaftIndex::new(9), vec![1, 2, 3]));
 }
 
 #[test]
@@ -276,7 +279,7 @@ fn a_leader_finds_a_laggards_place_by_terms() {
     });
     assert_eq!(group.take_unfit(), None);
     settle(&mut group);
-    assert_eq!(group.last_index(), 51);
+    assert_eq!(group.last_index(), RaftIndex::new(51));
 }
 
 #[test]
@@ -300,18 +303,19 @@ fn a_committed_entry_that_cannot_be_read_stops_the_group_and_nothing_else() {
             group.applied_to(*last);
         }
     }
-    assert_eq!(handed_out, [1]);
-    let Some(Unreadable { group: GroupId(7), index: 2, why }) = group.unreadable() else {
+    assert_eq!(handed_out, [RaftIndex::FIRST]);
+    let Some(Unreadable { group: GroupId(7), index, why }) = group.unreadable() else {
         panic!("{:?}", group.unreadable())
     };
+    assert_eq!(*index, RaftIndex::new(2));
     let is_expected =
         |why: &ConfigurationError| matches!(why, ConfigurationError::NumberBits | ConfigurationError::NumberEnds);
     assert!(matches!(why, EntryError::Members(why) if is_expected(why)), "{why}");
-    assert_eq!((group.has_work(), group.applied()), (false, 1));
+    assert_eq!((group.has_work(), group.applied()), (false, RaftIndex::new(1)));
     group.step(append(Term(1), (3, 1), 4, vec![entry(4, Term(1), b"b")]));
     (0..100).for_each(|_| group.tick());
     group.campaign();
-    assert_eq!((group.last_index(), group.is_leader(), group.ready().is_none()), (3, false, true));
+    assert_eq!((group.last_index(), group.is_leader(), group.ready().is_none()), (RaftIndex::new(3), false, true));
     assert_eq!(group.propose(Bytes::new()), Err(ProposeError::NotLeader));
 }
 
@@ -323,6 +327,6 @@ fn an_impossible_change_of_the_members_stops_the_group_before_it() {
     let Position { index, .. } = group.propose_members(&[Member::Removed(1)]).unwrap();
     settle(&mut group);
     let stopped = group.unreadable().unwrap();
-    assert_eq!((stopped.index, group.applied(), group.is_leader()), (index, index - 1, false));
+    assert_eq!((stopped.index, group.applied(), group.is_leader()), (index, index.prev(), false));
     assert!(stopped.to_string().contains("removed all voters"), "{stopped}");
 }

@@ -4,7 +4,7 @@
 use crate::generated::metadata::millrace::metadata as fb;
 use crate::metadata::{encoding::RestoreError, *};
 use flatbuffers::{FlatBufferBuilder, InvalidFlatbuffer};
-use types::Term;
+use types::{RaftIndex, Term};
 
 /// A topic whose partitions have one replica each.
 fn topic(partitions: u64) -> Arc<Topic> {
@@ -163,7 +163,7 @@ fn a_snapshot_of_any_size_is_read_back() {
         slice.topics = Arc::new(BTreeMap::from([("t".into(), topic(partitions))]));
         slice.leaders = Arc::new((0..partitions).map(|group| (GroupId(group), leader.clone())).collect());
         slice.watermarks = Arc::new((0..partitions).map(|group| (GroupId(group), watermark)).collect());
-        let snapshot = join(1, &mut slices);
-        assert_eq!(restore(&snapshot), Ok((1, slices)), "{partitions} partitions");
+        let snapshot = join(RaftIndex::new(1), &mut slices);
+        assert_eq!(restore(&snapshot), Ok((RaftIndex::new(1), slices)), "{partitions} partitions");
     }
 }

@@ -6,6 +6,7 @@ mod rules;
 mod speculation;
 
 use crate::metadata::*;
+use types::RaftIndex;
 
 fn create(name: &str, first_group: u64, partitions: usize) -> Command {
     Command::CreateTopic {
@@ -27,12 +28,12 @@ fn id(first_group: u64) -> Uuid {
 struct Model {
     slices: Vec<Slice>,
     view: View,
-    index: u64,
+    index: RaftIndex,
 }
 
 impl Model {
     fn new() -> Self {
-        Self { slices: Slice::all(), view: View::default(), index: 0 }
+        Self { slices: Slice::all(), view: View::default(), index: RaftIndex::ZERO }
     }
 
     fn run(&mut self, command: Command) -> Result<Outcome, Rejection> {
@@ -41,7 +42,7 @@ impl Model {
         let slice = &mut self.slices[usize::from(command.slice().0)];
         let applied = slice.apply(&command);
         slice.check();
-        self.index += 1;
+        self.index = self.index.next();
         self.view.apply(self.index, &applied.deltas);
         applied.outcome
     }
@@ -118,7 +119,7 @@ fn the_same_commands_give_the_same_bytes_and_a_snapshot_gives_them_back() {
 fn damaged_bytes_are_refused() {
     let entry = encode(&[create("a", 1, 1)]);
     let mut model = Model::new();
-    let snapshot = join(0, &mut model.slices);
+    let snapshot = join(RaftIndex::ZERO, &mut model.slices);
     // The last bytes may be padding.
     for length in 0..entry.len() - 4 {
         assert!(decode(&entry[..length]).is_err(), "{length} of {} bytes", entry.len());
@@ -188,7 +189,7 @@ fn bytes_that_were_changed_are_refused_or_mean_something_else_but_never_stop_the
     assert_eq!(decode(&entry).unwrap(), one_of_each());
     let mut model = Model::new();
     model.run(create("t", 3, 2)).unwrap();
-    let snapshot = join(1, &mut model.slices);
+    let snapshot = join(RaftIndex::new(1), &mut model.slices);
     let mut refused = 0;
     for bytes in [entry, snapshot] {
         for at in 0..bytes.len() {
@@ -296,12 +297,12 @@ fn answers_of_every_kind_survive_a_snapshot() {
     let outcomes: Vec<_> =
         requests.iter().map(|request| model.slices[at(request)].apply_request(request).unwrap().outcome).collect();
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_err()).count(), 7, "{outcomes:?}");
-    let snapshot = join(1, &mut model.slices);
+    let snapshot = join(RaftIndex::new(1), &mut model.slices);
     let (_, mut slices) = restore(&snapshot).unwrap();
     assert_eq!(slices, model.slices);
     for (request, outcome) in requests.iter().zip(&outcomes) {
         let again = slices[at(request)].apply_request(request).unwrap();
         assert_eq!((&again.outcome, again.deltas.len()), (outcome, 0));
     }
-    assert_eq!(join(1, &mut slices), snapshot, "asking again changed nothing");
+    assert_eq!(join(RaftIndex::new(1), &mut slices), snapshot, "asking again changed nothing");
 }

@@ -2,6 +2,7 @@
 
 use crate::metadata::*;
 use std::collections::BTreeSet;
+use types::RaftIndex;
 
 fn broker(node: i32, replicas_max: u64, partitions_max: u64) -> Arc<Broker> {
     let address = || HostPort { host: String::new(), port: 1 };
@@ -51,7 +52,7 @@ fn views_count_what_a_recount_gives() {
         };
         let applied = slices[usize::from(command.slice().0)].apply(&command);
         assert!(applied.outcome.is_ok(), "{applied:?}");
-        view.apply(view.index() + 1, &applied.deltas);
+        view.apply(view.index().next(), &applied.deltas);
         view.check_counts();
     }
     assert!(made.len() == 12 && view.placed().partitions() > 0);
@@ -127,7 +128,7 @@ fn a_refusal_goes_through_the_log_and_is_remembered() {
         assert_eq!((Ok(applied.outcome), applied.deltas.len()), (refused.clone(), 0));
     }
     assert_eq!(decode_results(&encode_results(std::slice::from_ref(&refused))).unwrap(), [refused]);
-    assert_eq!(restore(&join(1, &mut slices)).unwrap().1, slices);
+    assert_eq!(restore(&join(RaftIndex::new(1), &mut slices)).unwrap().1, slices);
 
     let registered = Command::RegisterBroker { broker: Broker::clone(&broker(3, 5, u64::MAX)) };
     assert_eq!(decode(&encode(std::slice::from_ref(&registered))).unwrap(), [registered]);

@@ -1,7 +1,7 @@
 //! The effect and the rejections of each command about brokers, the cluster and partitions. Views follow.
 
 use crate::metadata::*;
-use types::Term;
+use types::{RaftIndex, Term};
 
 /// One topic "t" with two partitions (groups 5 and 6), the slice of the cluster, and a view of both.
 struct Model {
@@ -34,7 +34,7 @@ impl Model {
         if applied.outcome.is_err() {
             assert_eq!((&*slice, applied.deltas.len()), (&before, 0), "what is refused changes nothing");
         }
-        self.view.apply(self.view.index() + 1, &applied.deltas);
+        self.view.apply(self.view.index().next(), &applied.deltas);
         self.view.check_counts();
         applied.outcome
     }
@@ -256,7 +256,7 @@ fn the_largest_entry_rises_as_far_as_every_broker_takes_it_and_never_falls() {
     let restored = restore(&join(model.view.index(), &mut slices)).unwrap().1;
     assert_eq!(restored, slices);
     let image: Vec<Delta> = restored.iter().flat_map(Slice::image).collect();
-    assert_eq!(View::new(1, &image).cluster_config().largest_entry(), Some(800));
+    assert_eq!(View::new(RaftIndex::new(1), &image).cluster_config().largest_entry(), Some(800));
 }
 
 /// One of each of the commands about brokers, the cluster and partitions.

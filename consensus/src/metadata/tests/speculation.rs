@@ -2,7 +2,7 @@
 
 use crate::metadata::*;
 use std::collections::BTreeSet;
-use types::Term;
+use types::{RaftIndex, Term};
 
 /// The number of topics that commands concern. Few, so that commands collide.
 const TOPICS: u128 = 4;
@@ -134,7 +134,7 @@ fn run_ahead(seed: u64, entries: u64) -> (Vec<Slice>, Vec<Slice>) {
     let mut open: Vec<(u64, Request)> = Vec::new();
     for index in 1..=entries {
         let request = luck.request();
-        at(&mut ahead, &request).speculate(index, &request).ok();
+        at(&mut ahead, &request).speculate(RaftIndex::new(index), &request).ok();
         ahead.iter().for_each(Slice::check);
         open.push((index, request));
         match luck.rng.u8(..6) {
@@ -144,7 +144,7 @@ fn run_ahead(seed: u64, entries: u64) -> (Vec<Slice>, Vec<Slice>) {
             }
             1 | 2 => {
                 let up_to = luck.rng.u64(open[0].0..=index);
-                ahead.iter_mut().for_each(|slice| slice.commit(up_to));
+                ahead.iter_mut().for_each(|slice| slice.commit(RaftIndex::new(up_to)));
                 for (_, request) in open.extract_if(.., |(index, _)| *index <= up_to) {
                     at(&mut plain, &request).apply_request(&request).ok();
                 }
@@ -172,9 +172,9 @@ fn rolling_back_leaves_no_trace() {
     for seed in 0..500 {
         let (committed, plain) = run_ahead(seed, 100);
         let (mut committed, mut plain) = (all_with(committed), all_with(plain));
-        let bytes = join(100, &mut plain);
-        assert_eq!(join(100, &mut committed), bytes, "seed {seed}");
-        assert_eq!(restore(&bytes).unwrap(), (100, plain), "seed {seed}");
+        let bytes = join(RaftIndex::new(100), &mut plain);
+        assert_eq!(join(RaftIndex::new(100), &mut committed), bytes, "seed {seed}");
+        assert_eq!(restore(&bytes).unwrap(), (RaftIndex::new(100), plain), "seed {seed}");
     }
 }
 
@@ -192,7 +192,7 @@ fn rolling_back_brings_back_answers_that_were_too_many() {
     let full = slice.clone();
     // The first answer is itself the oldest and is evicted at once. The second one evicts another answer.
     for sequence in [1, ANSWERS_MAX as u64 + 2] {
-        slice.speculate(sequence, &asks(sequence)).unwrap();
+        slice.speculate(RaftIndex::new(sequence), &asks(sequence)).unwrap();
         slice.check();
         assert_ne!(slice, full);
         assert_eq!(slice.committed(), full, "sequence {sequence}");
@@ -239,7 +239,7 @@ fn queries_are_answered_from_the_view_and_come_back_from_their_bytes() {
         at(&mut slices, &request).apply_request(&request).ok();
     }
     let image: Vec<Delta> = slices.iter().flat_map(Slice::image).collect();
-    let view = View::new(300, &image);
+    let view = View::new(RaftIndex::new(300), &image);
     let name = view.topics().next().expect("some topic is left").name.to_string();
     let queries = vec![
         Query::GetTopic { name: name.clone() },
@@ -269,10 +269,10 @@ fn a_view_that_followed_every_change_is_the_view_of_the_image() {
         for index in 1..=100 {
             let request = luck.request();
             let applied = at(&mut slices, &request).apply_request(&request);
-            followed.apply(index, &applied.map(|applied| applied.deltas).unwrap_or_default());
+            followed.apply(RaftIndex::new(index), &applied.map(|applied| applied.deltas).unwrap_or_default());
         }
         let image: Vec<Delta> = slices.iter().flat_map(Slice::image).collect();
-        let view = View::new(100, &image);
+        let view = View::new(RaftIndex::new(100), &image);
         assert!(followed.topics().eq(view.topics()), "seed {seed}");
         assert!(followed.brokers().eq(view.brokers()), "seed {seed}");
         assert_eq!(followed.features(), view.features(), "seed {seed}");
@@ -305,8 +305,8 @@ fn a_slice_keeps_no_memory_for_changes_that_are_decided() {
     let delete = Request { origin: None, command: Command::DeleteTopic { name, id }, no_room: None };
     let slice = at(&mut slices, &delete);
     slice.apply(&create).outcome.expect("it is made");
-    for decide in [Slice::roll_back, |slice: &mut Slice| slice.commit(2)] {
-        slice.speculate(2, &delete).expect("it is the first").outcome.expect("it is deleted");
+    for decide in [Slice::roll_back, |slice: &mut Slice| slice.commit(RaftIndex::new(2))] {
+        slice.speculate(RaftIndex::new(2), &delete).expect("it is the first").outcome.expect("it is deleted");
         assert!(slice.undo_capacity() > 3_000);
         decide(slice);
         assert!(slice.undo_capacity() <= 16, "{}", slice.undo_capacity());

@@ -22,7 +22,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use types::Term;
+use types::{RaftIndex, Term};
 use uuid::Uuid;
 
 /// The range, in ms, of an operation's time limit. After that, the node answers with an error.
@@ -39,7 +39,7 @@ const PARTITIONS_MAX: usize = 8;
 pub(in crate::sim) struct Op {
     kind: Kind,
     /// The largest index that was acknowledged when the operation began.
-    above: u64,
+    above: RaftIndex,
     /// The virtual time at which the operation began.
     begun: Duration,
 }
@@ -55,11 +55,11 @@ enum Kind {
 pub(in crate::sim) struct Clients {
     open: BTreeMap<(usize, Token), Op>,
     /// The largest index of a write that is acknowledged and committed.
-    acked: u64,
+    acked: RaftIndex,
     /// The values of `acked`, each with the time since which it holds. Ascending.
-    acked_since: VecDeque<(Duration, u64)>,
+    acked_since: VecDeque<(Duration, RaftIndex)>,
     /// The index and term of each write that the fast path acknowledged.
-    fast: Vec<(u64, u64)>,
+    fast: Vec<(RaftIndex, Term)>,
     next_topic: u64,
     /// Each creation gets an id of its own.
     next_id: u128,
@@ -71,7 +71,7 @@ pub(in crate::sim) struct Clients {
 
 impl Op {
     fn new(kind: Kind) -> Self {
-        Self { kind, above: 0, begun: Duration::ZERO }
+        Self { kind, above: RaftIndex::ZERO, begun: Duration::ZERO }
     }
 
     pub(in crate::sim) fn registration(node: i32, peer: u64, incarnation: u64) -> Self {
@@ -117,7 +117,7 @@ impl Clients {
         (self.next_topic.saturating_sub(TOPICS_AT_ONCE - 1)..=self.next_topic).map(topic_name)
     }
 
-    fn acked(&mut self, now: Duration, index: u64) {
+    fn acked(&mut self, now: Duration, index: RaftIndex) {
         if index > self.acked {
             self.acked = index;
             self.acked_since.push_back((now, index));
@@ -125,12 +125,12 @@ impl Clients {
     }
 
     /// The index that every leased read must show by now.
-    fn acked_long_ago(&mut self, now: Duration) -> u64 {
+    fn acked_long_ago(&mut self, now: Duration) -> RaftIndex {
         let long_ago = now.saturating_sub(STALE_MAX);
         while self.acked_since.get(1).is_some_and(|(since, _)| *since <= long_ago) {
             self.acked_since.pop_front();
         }
-        self.acked_since.front().filter(|(since, _)| *since <= long_ago).map_or(0, |(_, index)| *index)
+        self.acked_since.front().filter(|(since, _)| *since <= long_ago).map_or(RaftIndex::ZERO, |(_, index)| *index)
     }
 }
 
@@ -300,10 +300,16 @@ impl Cluster {
         !self.bug.is_some_and(Bug::is_for_histories)
     }
 
-    fn has_written(&mut self, at: usize, above: u64, write: &Submission, written: &Written) -> Result<Told, Violation> {
+    fn has_written(
+        &mut self,
+        at: usize,
+        above: RaftIndex,
+        write: &Submission,
+        written: &Written,
+    ) -> Result<Told, Violation> {
         let Written { term, index, .. } = *written;
         let history = &self.histories[META.0 as usize];
-        let committed = history.term_of(index) == Some(term.0);
+        let committed = history.term_of(index) == Some(term);
         if committed {
             self.summary.written += 1;
             if index <= above {
@@ -327,7 +333,7 @@ impl Cluster {
             )));
         }
         self.summary.fast += 1;
-        self.clients.fast.push((index, term.0));
+        self.clients.fast.push((index, term));
         Ok(Told::Alone { index, term })
     }
 
@@ -335,7 +341,7 @@ impl Cluster {
     pub(in crate::sim) fn check_fast_writes(&self) -> Result<(), Violation> {
         let history = &self.histories[META.0 as usize];
         for (index, term) in &self.clients.fast {
-            if history.term_of(*index) != Some(*term) && history.newest_term() == Term(*term) {
+            if history.term_of(*index) != Some(*term) && history.newest_term() == *term {
                 return Err(Violation(format!("the fast path acknowledged {index}, but its own term lost it")));
             }
         }

@@ -16,7 +16,7 @@ use crate::{
 use bytes::Bytes;
 use clients::{Clients, Op};
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
-use types::GroupId;
+use types::{GroupId, RaftIndex, Term};
 
 const TICK: Duration = Duration::from_millis(100);
 const ELECTION_TICKS: usize = 8;
@@ -95,7 +95,7 @@ pub(super) struct Cluster {
     pub(super) slots: Vec<Slot>,
     pub(super) histories: Vec<History>,
     /// The term and data of batches whose producers wait, by the node that took them, group and index.
-    open: BTreeMap<(u64, GroupId, u64), (u64, Bytes)>,
+    open: BTreeMap<(u64, GroupId, RaftIndex), (Term, Bytes)>,
     pub(super) clients: Clients,
     /// The first answer to each request, by node, incarnation and sequence.
     answers: BTreeMap<(i32, u64, u64), String>,
@@ -310,12 +310,12 @@ impl Cluster {
     }
 
     fn applied(&mut self, node: u64, group: GroupId, entry: &Entry, result: &str) -> Result<(), Violation> {
-        let is_new = entry.index > self.histories[group.0 as usize].committed();
+        let is_new = entry.index > self.histories[group.0 as usize].last();
         if group == META && entry.is_command() && is_new {
             self.answered(entry, result)?;
         }
         if let Some((term, data)) = self.open.remove(&(node, group, entry.index))
-            && term == entry.term.0
+            && term == entry.term
         {
             self.histories[group.0 as usize].ack(entry.index, data);
         }
@@ -345,7 +345,7 @@ impl Cluster {
         let Some(node) = self.slots[at].node_mut() else { return };
         if let Some((position, data)) = node.propose_batch(group, count) {
             // In time: even if the proposal was applied in this turn, `look` reads that only after this insertion.
-            self.open.insert((node.id, group, position.index), (position.term.0, data));
+            self.open.insert((node.id, group, position.index), (position.term, data));
         }
     }
 

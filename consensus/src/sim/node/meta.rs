@@ -17,7 +17,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
 };
-use types::{Position, Term};
+use types::{Position, RaftIndex, Term};
 
 pub(in crate::sim) struct Meta {
     pub(in crate::sim) plane: Plane,
@@ -26,7 +26,7 @@ pub(in crate::sim) struct Meta {
     /// Committed entries that are not published yet.
     pub(in crate::sim) unpublished: VecDeque<Entry>,
     /// The results of entries that are not published yet, by index.
-    pub(in crate::sim) results: BTreeMap<u64, String>,
+    pub(in crate::sim) results: BTreeMap<RaftIndex, String>,
     /// Results in flight from the cores that own the slices, with their arrival times.
     pub(in crate::sim) coming: VecDeque<(Duration, Coming)>,
     /// The newest checkpoint, for nodes that lag behind the log.
@@ -35,7 +35,7 @@ pub(in crate::sim) struct Meta {
 
 pub(in crate::sim) struct Coming {
     pub(in crate::sim) generation: u64,
-    pub(in crate::sim) index: u64,
+    pub(in crate::sim) index: RaftIndex,
     pub(in crate::sim) results: Results,
 }
 
@@ -49,7 +49,7 @@ impl Meta {
         bug: Option<Bug>,
     ) -> Self {
         let (index, slices) = if checkpoint.state.is_empty() {
-            (0, Slice::all())
+            (RaftIndex::ZERO, Slice::all())
         } else {
             metadata::restore(&checkpoint.state).expect("a checkpoint is whole")
         };
@@ -67,7 +67,7 @@ impl Meta {
             unpublished: VecDeque::new(),
             results: BTreeMap::new(),
             coming: VecDeque::new(),
-            newest: (index > 0).then(|| checkpoint.clone()),
+            newest: (index > RaftIndex::ZERO).then(|| checkpoint.clone()),
         }
     }
 
@@ -85,7 +85,7 @@ impl Meta {
             SliceOp::RollBack => {
                 self.slices.iter_mut().for_each(Slice::roll_back);
                 let committed = self.unpublished.back().map_or(self.view.index(), |last| last.index);
-                self.results.split_off(&(committed + 1));
+                self.results.split_off(&committed.next());
                 None
             }
         }
@@ -95,7 +95,7 @@ impl Meta {
         &mut self,
         entry: SliceEntry,
         bug: Option<Bug>,
-        apply: impl Fn(&mut Slice, u64, &Request) -> Result<Applied, AskedTooLate>,
+        apply: impl Fn(&mut Slice, RaftIndex, &Request) -> Result<Applied, AskedTooLate>,
     ) -> Coming {
         let SliceEntry { generation, index, requests } = entry;
         let mut lines = String::new();
@@ -140,11 +140,12 @@ impl Node {
         let now = self.clock.now();
         let (group, meta) = self.meta_parts();
         let metadata = message.get_snapshot().get_metadata();
+        let index = RaftIndex::new(metadata.index);
         let conf_state = crate::group::conf_state_bytes(metadata.get_conf_state());
-        if message.to != group.peer() || metadata.index <= group.commit() {
+        if message.to != group.peer() || index <= group.commit() {
             return;
         }
-        meta.newest = Some(Checkpoint { index: metadata.index, conf_state, state });
+        meta.newest = Some(Checkpoint { index, conf_state, state });
         group.step_snapshot(message);
         meta.plane.observe(group, now);
     }
@@ -202,7 +203,7 @@ impl Node {
     }
 
     /// The last index that the view shows.
-    pub fn shows(&self) -> u64 {
+    pub fn shows(&self) -> RaftIndex {
         self.meta().view.index()
     }
 
@@ -249,7 +250,7 @@ impl Node {
     }
 
     /// The applied index and the metadata there. Fails if the node's view disagrees with its slices.
-    pub fn metadata(&self) -> Result<(u64, Bytes), Violation> {
+    pub fn metadata(&self) -> Result<(RaftIndex, Bytes), Violation> {
         let meta = self.meta();
         let applied = self.group(META).applied();
         let mut slices: Vec<Slice> = meta.slices.iter().map(Slice::committed).collect();

@@ -23,7 +23,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
 };
-use types::{GroupId, HardState, Position, Term};
+use types::{GroupId, HardState, Position, RaftIndex, Term};
 
 /// The metadata group. The other groups stand for partitions.
 pub const META: GroupId = GroupId(0);
@@ -51,7 +51,7 @@ pub(super) struct Replica {
     pub(super) group: Group,
     pub(super) machine: Machine,
     /// The offset after each batch in the log, committed or not, by index. The next batch begins at the last one.
-    ends: BTreeMap<u64, u64>,
+    ends: BTreeMap<RaftIndex, u64>,
     /// The term and vote that were last handed to the journal.
     staged: (Term, u64),
     led: Option<Term>,
@@ -226,7 +226,7 @@ impl Node {
     }
 
     /// Writes a checkpoint of a partition. The log drops the entries that it covers, up to `forget`.
-    pub fn checkpoint(&mut self, group: GroupId, forget: u64) {
+    pub fn checkpoint(&mut self, group: GroupId, forget: RaftIndex) {
         let replica = self.replicas.get_mut(&group).expect("every node has every group");
         let index = replica.group.applied();
         let Machine::Partition { end } = &replica.machine else { unreachable!("the metadata has snapshots") };
@@ -301,7 +301,7 @@ impl Node {
         let bug = self.bug;
         let recorded = |state: HardState| match bug {
             Some(Bug::VoteNotRecorded) => HardState { vote: 0, ..state },
-            Some(Bug::CommitNotRecorded) => HardState { commit: 0, ..state },
+            Some(Bug::CommitNotRecorded) => HardState { commit: RaftIndex::ZERO, ..state },
             _ => state,
         };
         if let Some(mark) = &ready.snapshot {
@@ -432,7 +432,7 @@ impl Node {
             }
             let announced = message.get_snapshot().get_metadata().index;
             let (group, meta) = self.meta_parts();
-            let state = meta.newest.as_ref().filter(|newest| newest.index == announced);
+            let state = meta.newest.as_ref().filter(|newest| newest.index == RaftIndex::new(announced));
             let state = state.map(|newest| newest.state.clone());
             group.report_snapshot(message.to, state.is_some());
             if let Some(state) = state {

@@ -38,7 +38,7 @@ use crate::{
     plane::Written,
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
-use types::Term;
+use types::{RaftIndex, Term};
 
 /// The length of a read lease, plus the most that clocks may drift apart in that time.
 pub(super) const STALE_MAX: Duration = Duration::from_millis(5_300);
@@ -49,14 +49,14 @@ pub(super) enum Told {
     /// By the commit, once this broker showed it.
     Committed,
     /// By a leader alone, for this place in its log.
-    Alone { index: u64, term: Term },
+    Alone { index: RaftIndex, term: Term },
 }
 
 /// The calls on one key.
 struct Calls<M: Model> {
     calls: Vec<Call<M>>,
     /// Writes that a leader acknowledged alone: place in `calls`, then the index and term of the entry.
-    alone: Vec<(usize, u64, u64)>,
+    alone: Vec<(usize, RaftIndex, Term)>,
     /// By broker, the calls that its next leased read comes after: its last leased read, and its other answers
     /// since.
     shown_by: BTreeMap<usize, Vec<usize>>,
@@ -174,7 +174,7 @@ impl<M: Model> Calls<M> {
             None => self.calls.push(Call { op, from: begun, until: NEVER, reply: None, after: Vec::new() }),
             Some((at, now, reply, Told::Committed)) => self.answered(at, begun, now, op, reply),
             Some((_, now, reply, Told::Alone { index, term })) => {
-                self.alone.push((self.calls.len(), index, term.0));
+                self.alone.push((self.calls.len(), index, term));
                 self.calls.push(Call { op, from: begun, until: now, reply: Some(reply), after: Vec::new() });
             }
         }

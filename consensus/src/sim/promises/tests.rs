@@ -5,10 +5,10 @@ use crate::{
     group::Entry,
     metadata::{AskedTooLate, Outcome, Rejection},
 };
-use types::{GroupId, Term};
+use types::{GroupId, RaftIndex, Term};
 use uuid::Uuid;
 
-const ALONE: Told = Told::Alone { index: 1, term: Term(1) };
+const ALONE: Told = Told::Alone { index: RaftIndex::new(1), term: Term(1) };
 const NAME: &str = "t";
 
 fn at(ms: u64) -> Duration {
@@ -18,7 +18,7 @@ fn at(ms: u64) -> Duration {
 /// A log whose first entry is of this term.
 fn log(term: Term) -> History {
     let mut log = History::default();
-    let entry = Entry { index: 1, term, entry_type: 0, data: bytes::Bytes::new() };
+    let entry = Entry { index: RaftIndex::new(1), term, entry_type: 0, data: bytes::Bytes::new() };
     log.see(Seen::Applied { node: 1, group: GroupId(0), term, entry, result: String::new() }).expect("it is the first");
     log
 }
@@ -28,7 +28,7 @@ struct Run(Promises);
 
 impl Run {
     fn write(mut self, broker: usize, from: u64, to: u64, command: Command, result: RequestResult, told: Told) -> Self {
-        let answer = Written { term: Term(1), index: 1, results: vec![result] };
+        let answer = Written { term: Term(1), index: RaftIndex::new(1), results: vec![result] };
         self.0.written(broker, at(from), at(to), &[command], &answer, told);
         self
     }

@@ -34,7 +34,7 @@ fn add_garbage(calm: &Calm, node: &Node, group: GroupId) {
     let hard_state = HardState { term: log.last_term, vote: core.identity.peer, commit: log.last_index };
     let span = Span { base_offset: log.next_offset, count: 1, max_timestamp: -1 };
     let entry = Entry {
-        index: log.last_index + 1,
+        index: log.last_index.next(),
         term: log.last_term,
         entry_type: 0,
         data: EntryData::LogStart { offset: 0 }.encode(),

@@ -16,7 +16,7 @@ use consensus::{
     plane::{self, ANSWER_MAX, Acks, ENTRY_BYTES, Plane, Quorum, Submission, Token, Until, WriteError, Written},
 };
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
-use types::Term;
+use types::{RaftIndex, Term};
 
 /// The outcome of one command.
 pub type CommandResult = Result<Outcome, Rejection>;
@@ -105,7 +105,7 @@ pub(super) async fn write_all(
 ) -> Result<Written, SubmitError> {
     let writes = split(founded(core, commands)).into_iter().map(|some| core.meta().write(core, some, how));
     let writes: Vec<_> = writes.collect();
-    let mut all = Written { term: Term(0), index: 0, results: Vec::new() };
+    let mut all = Written { term: Term(0), index: RaftIndex::ZERO, results: Vec::new() };
     for write in writes {
         let Written { term, index, results } = written(write.await).map_err(|error| match error {
             // An earlier write has been done.

@@ -15,6 +15,7 @@ use net::{
 };
 use slab::Slab;
 use std::{cell::RefCell, rc::Rc};
+use types::RaftIndex;
 use wal::{record::Entry, store::Entries};
 
 /// Most bytes of entries rendered by one fetch, unless the first entry is larger. It keeps the core free for other
@@ -60,7 +61,7 @@ pub fn log_range(core: &Core) -> Result<(u64, u64), ErrorCode> {
     }
     let (leads, published) = meta.with(|plane, _| (plane.is_established(), plane.published()));
     let log = core.store.log(META_GROUP).filter(|_| leads).ok_or(ErrorCode::NotLeaderOrFollower)?;
-    Ok(((log.first_index - 1).min(published), published))
+    Ok((log.first_index.prev().min(published).get(), published.get()))
 }
 
 /// Batches of one record each, starting at `offset`, which must be in the range. Returns as many as fit into
@@ -68,7 +69,8 @@ pub fn log_range(core: &Core) -> Result<(u64, u64), ErrorCode> {
 pub fn read_log(core: &Core, offset: u64, bytes_max: usize, at_least_one: bool) -> Result<Vec<Bytes>, ErrorCode> {
     let (_, end) = log_range(core)?;
     // A snapshot may have replaced the entries meanwhile.
-    let Entries::Memory(entries) = core.store.entries(META_GROUP, offset + 1, end + 1, bytes_max.min(ENTRY_BYTES_MAX))
+    let Entries::Memory(entries) =
+        core.store.entries(META_GROUP, index_of(offset), index_of(end), bytes_max.min(ENTRY_BYTES_MAX))
     else {
         return Err(ErrorCode::OffsetOutOfRange);
     };
@@ -85,11 +87,16 @@ pub fn read_log(core: &Core, offset: u64, bytes_max: usize, at_least_one: bool) 
     Ok(batches)
 }
 
+/// The index of the entry that the record at `offset` shows.
+fn index_of(offset: u64) -> RaftIndex {
+    RaftIndex::new(offset).next()
+}
+
 fn batch(entry: &Entry) -> Bytes {
     let mut builder = BatchBuilder::default();
     builder.push(NO_TIMESTAMP, None, Some(log_json::render(entry).to_string().as_bytes()));
     builder.finish_at(Assigned {
-        base_offset: entry.index as i64 - 1,
+        base_offset: entry.index.prev().get() as i64,
         // The records contain the terms. A term as epoch would make clients ask for the epoch's end offset.
         partition_leader_epoch: -1,
         log_append_time_ms: None,

@@ -19,7 +19,7 @@ pub(super) fn render(entry: &Entry) -> Value {
         },
         _ => ("members", group::member_changes(&entry.data).iter().map(member).collect()),
     };
-    let mut record = json!({ "index": entry.index, "term": entry.term.0, "kind": kind });
+    let mut record = json!({ "index": entry.index.get(), "term": entry.term.0, "kind": kind });
     if !what.is_null() {
         record[if kind == "unknown" { "why" } else { kind }] = what;
     }
@@ -132,11 +132,12 @@ mod tests {
     use bytes::Bytes;
     use consensus::metadata::{NoRoom, encode_requests};
     use std::collections::BTreeMap;
+    use types::RaftIndex;
     use types::Term;
     use uuid::Uuid;
 
     fn entry(entry_type: u8, data: Bytes) -> Entry {
-        Entry { index: 7, term: Term(2), entry_type, data, payload: None }
+        Entry { index: RaftIndex::new(7), term: Term(2), entry_type, data, payload: None }
     }
 
     #[test]

@@ -70,7 +70,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use types::{CoreId, GroupId};
+use types::{CoreId, GroupId, RaftIndex};
 use wal::store::{AppendError, LogPos};
 
 /// The metadata group.
@@ -88,16 +88,16 @@ pub type Parts = Vec<(usize, Request)>;
 
 /// Work for one owner of slices, in order.
 pub enum SliceWork {
-    Speculate { generation: u64, index: u64, parts: Parts },
-    Apply { generation: u64, index: u64, parts: Parts },
-    Commit { index: u64 },
+    Speculate { generation: u64, index: RaftIndex, parts: Parts },
+    Apply { generation: u64, index: RaftIndex, parts: Parts },
+    Commit { index: RaftIndex },
     RollBack,
 }
 
 /// The results of one owner's part of an entry.
 pub struct SliceResults {
     pub generation: u64,
-    pub index: u64,
+    pub index: RaftIndex,
     pub results: Vec<(usize, Result<Applied, AskedTooLate>)>,
 }
 
@@ -110,7 +110,7 @@ pub struct Meta {
     /// The plane's outputs are being performed.
     acting: Cell<bool>,
     /// The last index that each core's view shows.
-    shown: RefCell<Vec<u64>>,
+    shown: RefCell<Vec<RaftIndex>>,
     written: RefCell<BTreeMap<Token, Promise<Result<Written, WriteError>>>>,
     read: RefCell<BTreeMap<Token, Promise<Result<(), WriteError>>>>,
     described: RefCell<BTreeMap<Token, Promise<Result<Quorum, WriteError>>>>,
@@ -130,7 +130,7 @@ pub struct Meta {
 }
 
 impl Meta {
-    fn new(raft: Group, plane: Plane, applied: u64, cores: usize) -> Self {
+    fn new(raft: Group, plane: Plane, applied: RaftIndex, cores: usize) -> Self {
         Self {
             replica: Replica::new(META_GROUP, raft),
             plane: RefCell::new(plane),
@@ -250,7 +250,7 @@ impl Meta {
     }
 
     /// Sends complete entries, in log order, to every core's view.
-    fn publish(&self, core: &Rc<Core>, deltas: Vec<(u64, Vec<Delta>)>) {
+    fn publish(&self, core: &Rc<Core>, deltas: Vec<(RaftIndex, Vec<Delta>)>) {
         let Some((last, _)) = deltas.last() else { return };
         let last = *last;
         let deltas: Arc<[_]> = deltas.into();
@@ -270,23 +270,23 @@ impl Meta {
     }
 
     /// A core's view shows everything up to `index`.
-    pub fn is_shown(self: &Rc<Self>, core: &Rc<Core>, by: CoreId, index: u64) {
+    pub fn is_shown(self: &Rc<Self>, core: &Rc<Core>, by: CoreId, index: RaftIndex) {
         self.note_shown(core, by, index);
         core.ready_loop.wake(self.clone());
     }
 
-    fn note_shown(&self, core: &Rc<Core>, by: CoreId, index: u64) {
+    fn note_shown(&self, core: &Rc<Core>, by: CoreId, index: RaftIndex) {
         let mut shown = self.shown.borrow_mut();
         assert!(shown[by.0] <= index, "a view never goes back");
         shown[by.0] = index;
         let everywhere = *shown.iter().min().expect("there is a core 0");
         drop(shown);
-        core.metrics.metadata_shown_index.set(everywhere);
+        core.metrics.metadata_shown_index.set(everywhere.get());
         self.happens_in_turn(core, |plane, raft, _| plane.shown(raft, everywhere));
     }
 
     /// A snapshot has replaced the views. Each core reports the index once it has installed the snapshot.
-    fn restore_shown(&self, core: &Rc<Core>, index: u64, image: &Arc<[Delta]>) {
+    fn restore_shown(&self, core: &Rc<Core>, index: RaftIndex, image: &Arc<[Delta]>) {
         self.follow_brokers(core, &[(index, image.to_vec())]);
         for by in (0..core.cores()).map(CoreId) {
             core.tell(by, Notice::ReportShown { index });
@@ -311,8 +311,8 @@ impl Meta {
     }
 
     /// Waits until `count` entries have been published after `index`.
-    async fn entries_since(&self, index: u64, count: u64) {
-        while self.plane.borrow().published() < index + count {
+    async fn entries_since(&self, index: RaftIndex, count: u64) {
+        while self.plane.borrow().published() < index.plus(count) {
             self.published.next().await;
         }
     }

@@ -9,6 +9,7 @@ use consensus::{
     wire::PeerMessage,
 };
 use std::rc::Rc;
+use types::RaftIndex;
 
 impl Meta {
     /// Sends the group's messages. A snapshot message is sent together with the snapshot's data.
@@ -81,7 +82,7 @@ impl Meta {
     }
 
     /// Updates the brokers that the plane may ask, if published deltas change the brokers.
-    pub(super) fn follow_brokers(&self, core: &Rc<Core>, deltas: &[(u64, Vec<Delta>)]) {
+    pub(super) fn follow_brokers(&self, core: &Rc<Core>, deltas: &[(RaftIndex, Vec<Delta>)]) {
         let mut deltas = deltas.iter().flat_map(|(_, deltas)| deltas);
         if deltas.any(|delta| matches!(delta, Delta::Broker(_) | Delta::BrokerGone(_))) {
             self.follow_contacts(core);

@@ -20,7 +20,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use types::{CoreId, Position, SLICES, Term};
+use types::{CoreId, Position, RaftIndex, SLICES, Term};
 use wal::store::{AppState, AppendError, LogPos, Poisoned, SnapshotError};
 
 /// Entries after which a snapshot is written even if the ring has room, so that a restart has little to replay. A
@@ -49,8 +49,8 @@ pub(super) struct Snapshots {
 
 impl Snapshots {
     /// The index of the newest snapshot; 0 before the first.
-    fn covered(&self) -> u64 {
-        self.newest.borrow().as_ref().map_or(0, |(mark, _)| mark.at.index)
+    fn covered(&self) -> RaftIndex {
+        self.newest.borrow().as_ref().map_or(RaftIndex::ZERO, |(mark, _)| mark.at.index)
     }
 
     /// Bytes of the newest snapshot.
@@ -139,8 +139,8 @@ pub async fn snapshot(core: &Rc<Core>) -> Result<u64, SnapshotError> {
     let app = AppState { index: at.index, blob: blob.clone(), conf_state: conf_state.clone() };
     core.store.write_snapshot(META_GROUP, at.term, app).await?;
     meta.has_snapshot(SnapshotMark { at, conf_state }, blob);
-    tracing::debug!(index = at.index, "metadata snapshot written");
-    Ok(at.index)
+    tracing::debug!(index = %at.index, "metadata snapshot written");
+    Ok(at.index.get())
 }
 
 /// Bytes of one piece of a snapshot in transit: 256 KiB.
@@ -162,7 +162,7 @@ impl Meta {
     pub(super) fn send_snapshot(&self, core: &Rc<Core>, message: Message) {
         let to = message.to;
         let newest = self.snapshots.newest.borrow().clone();
-        let announced = message.get_snapshot().get_metadata().index;
+        let announced = RaftIndex::new(message.get_snapshot().get_metadata().index);
         let Some((mark, blob)) = newest.filter(|(mark, _)| mark.at.index == announced) else {
             // A newer snapshot has replaced it; the group announces that one next.
             self.replica.with(|raft| raft.report_snapshot(to, false));
@@ -170,7 +170,7 @@ impl Meta {
         };
         let core = core.clone();
         rt::spawn(async move {
-            tracing::info!(to = node_of(to), index = mark.at.index, bytes = blob.len(), "sending a metadata snapshot");
+            tracing::info!(to = node_of(to), index = %mark.at.index, bytes = blob.len(), "sending a metadata snapshot");
             let sent = send_pieces(&core, to, mark.at, &blob, message).await;
             core.meta().happens(&core, |_, raft, _| raft.report_snapshot(to, sent));
         });
@@ -192,7 +192,7 @@ impl Meta {
         match arriving.as_mut().filter(fits) {
             Some(arriving) => arriving.bytes.extend_from_slice(&chunk.bytes),
             None => {
-                tracing::debug!(from, index = chunk.index, "discarding a snapshot: a piece does not fit");
+                tracing::debug!(from, index = %chunk.index, "discarding a snapshot: a piece does not fit");
                 *arriving = None;
             }
         }
@@ -202,11 +202,11 @@ impl Meta {
     /// learns of it.
     pub(super) fn take_snapshot(self: &Rc<Self>, core: &Rc<Core>, message: Message) {
         let metadata = message.get_snapshot().get_metadata();
-        let at = Position { index: metadata.index, term: Term(metadata.term) };
+        let at = Position { index: RaftIndex::new(metadata.index), term: Term(metadata.term) };
         let arrived = self.snapshots.arriving.take();
         let Some(arrived) = arrived.filter(|arrived| arrived.at == at && arrived.bytes.len() as u64 == arrived.total)
         else {
-            tracing::debug!(index = at.index, "ignoring an announced snapshot that did not arrive whole");
+            tracing::debug!(index = %at.index, "ignoring an announced snapshot that did not arrive whole");
             return;
         };
         if self.with(|_, raft| raft.commit() >= at.index) || self.snapshots.staging.replace(true) {
@@ -216,7 +216,7 @@ impl Meta {
         rt::spawn(async move {
             let meta = core.meta();
             if let Err(why) = stage(&core, at, arrived.bytes.freeze(), message).await {
-                tracing::warn!(index = at.index, %why, "cannot install the leader's metadata snapshot");
+                tracing::warn!(index = %at.index, %why, "cannot install the leader's metadata snapshot");
             }
             meta.snapshots.staging.set(false);
         });
@@ -243,7 +243,7 @@ enum StageError {
     #[error(transparent)]
     Content(#[from] metadata::RestoreError),
     #[error("its content is of index {0}")]
-    Index(u64),
+    Index(RaftIndex),
     #[error(transparent)]
     Store(#[from] SnapshotError),
 }
@@ -276,7 +276,7 @@ impl Meta {
         let index = mark.at.index;
         let app = AppState { index, blob: blob.clone(), conf_state: staged.conf_state.clone() };
         let position = core.store.install_snapshot(META_GROUP, state, mark.at.term, app)?;
-        tracing::info!(index, "a metadata snapshot from the leader replaces the log");
+        tracing::info!(%index, "a metadata snapshot from the leader replaces the log");
         let image: Arc<[Delta]> = slices.iter().flat_map(Slice::image).collect();
         let group_high = slices.iter().map(Slice::group_high).max().unwrap_or(0);
         self.plane.borrow_mut().restored(index, group_high, &image[..]);

@@ -24,7 +24,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use types::{CoreId, Position};
+use types::{CoreId, Position, RaftIndex};
 use wal::{
     log::LogOptions,
     store::{RecoveredGroup, StoreDirs, snapshot},
@@ -59,7 +59,7 @@ pub async fn start(
             assert_eq!(index, recovered.app.index, "a snapshot knows its index");
             (slices, index)
         }
-        _ => (Slice::all(), 0),
+        _ => (Slice::all(), RaftIndex::ZERO),
     };
     if recovered.is_none() {
         core.store.create_group(META_GROUP, LogOptions::default());
@@ -132,7 +132,7 @@ fn plane_config(core: &Core) -> PlaneConfig {
 }
 
 /// Hands every core its slices and the whole view.
-pub(super) fn install(core: &Rc<Core>, index: u64, slices: Vec<Slice>, image: &Arc<[Delta]>) {
+pub(super) fn install(core: &Rc<Core>, index: RaftIndex, slices: Vec<Slice>, image: &Arc<[Delta]>) {
     let mut by_owner: Vec<Vec<Slice>> = (0..core.cores()).map(|_| Vec::new()).collect();
     for slice in slices {
         by_owner[core_of_slice(slice.id(), core.cores()).0].push(slice);

@@ -98,7 +98,7 @@ fn tell(quorum: &Quorum, peers: Vec<PeerAddr>, now_ms: i64) -> DescribeQuorumRes
         ReplicaState::default()
             .with_replica_id(BrokerId(node_of(progress.peer)))
             .with_replica_directory_id(directory_id(progress.peer))
-            .with_log_end_offset(progress.matched as i64)
+            .with_log_end_offset(progress.matched.get() as i64)
             .with_last_fetch_timestamp(ago(progress.heard_ms_ago))
             .with_last_caught_up_timestamp(ago(progress.caught_up_ms_ago))
     };
@@ -106,7 +106,7 @@ fn tell(quorum: &Quorum, peers: Vec<PeerAddr>, now_ms: i64) -> DescribeQuorumRes
         .with_partition_index(METADATA_PARTITION)
         .with_leader_id(BrokerId(node_of(quorum.leader)))
         .with_leader_epoch(quorum.term.leader_epoch())
-        .with_high_watermark(quorum.commit as i64)
+        .with_high_watermark(quorum.commit.get() as i64)
         .with_current_voters(quorum.voters.iter().map(replica).collect())
         .with_observers(quorum.learners.iter().map(replica).collect());
     let topic = TopicData::default()
@@ -130,6 +130,7 @@ mod tests {
     use super::*;
     use consensus::plane::peer_id;
     use net::messages::describe_quorum_request;
+    use types::RaftIndex;
     use types::Term;
 
     fn request(topic: &'static str, partitions: &[i32]) -> DescribeQuorumRequest {
@@ -161,12 +162,22 @@ mod tests {
         let quorum = Quorum {
             leader,
             term: Term(4),
-            commit: 120,
+            commit: RaftIndex::new(120),
             voters: vec![
-                Progress { peer: leader, matched: 122, heard_ms_ago: None, caught_up_ms_ago: None },
-                Progress { peer: behind, matched: 100, heard_ms_ago: Some(5), caught_up_ms_ago: Some(900) },
+                Progress { peer: leader, matched: RaftIndex::new(122), heard_ms_ago: None, caught_up_ms_ago: None },
+                Progress {
+                    peer: behind,
+                    matched: RaftIndex::new(100),
+                    heard_ms_ago: Some(5),
+                    caught_up_ms_ago: Some(900),
+                },
             ],
-            learners: vec![Progress { peer: silent, matched: 0, heard_ms_ago: None, caught_up_ms_ago: None }],
+            learners: vec![Progress {
+                peer: silent,
+                matched: RaftIndex::ZERO,
+                heard_ms_ago: None,
+                caught_up_ms_ago: None,
+            }],
         };
         let peers = [(1, "a", 9291), (2, "b", 65_535), (3, "no member", 1)]
             .map(|(node, host, port)| (node, host.to_owned(), port));

@@ -24,6 +24,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use consensus::group::descriptor::OFFSET_MAX;
 
 use crate::partition::producers::{CACHED_BATCHES, Producer, WrittenBatch};
+use types::RaftIndex;
 
 const VERSION: u8 = 1;
 const CRC_BYTES: usize = 4;
@@ -50,7 +51,7 @@ pub enum RestoreError {
     Trailing { bytes: usize },
 }
 
-pub(crate) fn encode(index: u64, producers: &HashMap<i64, Producer, RandomState>) -> Bytes {
+pub(crate) fn encode(index: RaftIndex, producers: &HashMap<i64, Producer, RandomState>) -> Bytes {
     let mut ids: Vec<i64> = producers.keys().copied().collect();
     ids.sort_unstable();
     let batches: usize = producers.values().map(|producer| producer.batches().len()).sum();
@@ -58,7 +59,7 @@ pub(crate) fn encode(index: u64, producers: &HashMap<i64, Producer, RandomState>
     out.put_u32_le(0);
     out.put_u8(VERSION);
     out.put_bytes(0, 3);
-    out.put_u64_le(index);
+    out.put_u64_le(index.get());
     out.put_u32_le(u32::try_from(ids.len()).expect("producers are bounded"));
     for id in ids {
         let producer = &producers[&id];
@@ -72,7 +73,7 @@ pub(crate) fn encode(index: u64, producers: &HashMap<i64, Producer, RandomState>
             out.put_u64_le(batch.base_offset);
             out.put_u32_le((batch.last_offset - batch.base_offset) as u32);
             out.put_i64_le(batch.timestamp);
-            out.put_u64_le(batch.index);
+            out.put_u64_le(batch.index.get());
         }
     }
     let crc = crc32c::crc32c(&out[CRC_BYTES..]);
@@ -85,7 +86,7 @@ pub(crate) const fn bytes_of(batches: usize) -> usize {
     PRODUCER_BYTES + batches * BATCH_BYTES
 }
 
-pub(crate) fn decode(blob: &[u8]) -> Result<(u64, HashMap<i64, Producer, RandomState>), RestoreError> {
+pub(crate) fn decode(blob: &[u8]) -> Result<(RaftIndex, HashMap<i64, Producer, RandomState>), RestoreError> {
     let short = RestoreError::Short { bytes: blob.len() };
     if blob.len() < HEADER_BYTES {
         return Err(short);
@@ -100,7 +101,7 @@ pub(crate) fn decode(blob: &[u8]) -> Result<(u64, HashMap<i64, Producer, RandomS
         return Err(RestoreError::Version { version });
     }
     rest.advance(3);
-    let index = rest.get_u64_le();
+    let index = RaftIndex::new(rest.get_u64_le());
     let count = rest.get_u32_le() as usize;
     if count > rest.len() / PRODUCER_BYTES {
         return Err(short);
@@ -120,7 +121,7 @@ pub(crate) fn decode(blob: &[u8]) -> Result<(u64, HashMap<i64, Producer, RandomS
 
 /// Takes one producer, all of whose batches are at or below the committed `index`. `short`: the error if bytes are
 /// missing.
-fn decode_producer(rest: &mut &[u8], index: u64, short: RestoreError) -> Result<(i64, Producer), RestoreError> {
+fn decode_producer(rest: &mut &[u8], index: RaftIndex, short: RestoreError) -> Result<(i64, Producer), RestoreError> {
     if rest.len() < PRODUCER_BYTES {
         return Err(short);
     }
@@ -135,7 +136,7 @@ fn decode_producer(rest: &mut &[u8], index: u64, short: RestoreError) -> Result<
     if rest.len() < batches * BATCH_BYTES {
         return Err(short);
     }
-    let mut newest = 0;
+    let mut newest = RaftIndex::ZERO;
     for _ in 0..batches {
         let batch =
             decode_batch(rest).filter(|batch| newest < batch.index && batch.index <= index).ok_or(impossible)?;
@@ -150,7 +151,7 @@ fn decode_batch(rest: &mut &[u8]) -> Option<WrittenBatch> {
     let (first_sequence, last_sequence) = (rest.get_i32_le(), rest.get_i32_le());
     let base_offset = rest.get_u64_le();
     let last_offset = base_offset.checked_add(rest.get_u32_le().into()).filter(|last| *last <= OFFSET_MAX);
-    let (timestamp, index) = (rest.get_i64_le(), rest.get_u64_le());
+    let (timestamp, index) = (rest.get_i64_le(), RaftIndex::new(rest.get_u64_le()));
     let is_possible = first_sequence >= 0 && last_sequence >= 0;
     last_offset.filter(|_| is_possible).map(|last_offset| WrittenBatch {
         first_sequence,

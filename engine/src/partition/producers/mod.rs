@@ -35,6 +35,7 @@ use crate::partition::{
 };
 
 pub use crate::partition::producers::blob::RestoreError;
+use types::RaftIndex;
 
 /// Batches remembered per producer. It is also the most that a client may have in flight (`ProducerStateEntry`).
 pub const CACHED_BATCHES: usize = 5;
@@ -60,7 +61,7 @@ pub struct WrittenBatch {
     /// The batch's max timestamp, in ms since the epoch.
     pub timestamp: i64,
     /// The log index of its entry. The answers to it and to its duplicates wait for this entry to be committed.
-    pub index: u64,
+    pub index: RaftIndex,
 }
 
 /// The decision on a producer's batch.
@@ -103,8 +104,14 @@ pub(crate) struct Producer {
     batches: [WrittenBatch; CACHED_BATCHES],
 }
 
-const NO_BATCH: WrittenBatch =
-    WrittenBatch { first_sequence: 0, last_sequence: 0, base_offset: 0, last_offset: 0, timestamp: 0, index: 0 };
+const NO_BATCH: WrittenBatch = WrittenBatch {
+    first_sequence: 0,
+    last_sequence: 0,
+    base_offset: 0,
+    last_offset: 0,
+    timestamp: 0,
+    index: RaftIndex::ZERO,
+};
 
 impl fmt::Debug for Producer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -191,7 +198,7 @@ struct Speculative {
 #[derive(Clone, Debug)]
 pub struct Producers {
     committed: HashMap<i64, Producer, RandomState>,
-    committed_index: u64,
+    committed_index: RaftIndex,
     tail: VecDeque<TailBatch>,
     speculative: HashMap<i64, Speculative, RandomState>,
     producers_max: usize,
@@ -209,7 +216,7 @@ impl Producers {
         assert!(producers_max > 0, "there is room for a producer");
         Producers {
             committed: HashMap::default(),
-            committed_index: 0,
+            committed_index: RaftIndex::ZERO,
             tail: VecDeque::new(),
             speculative: HashMap::default(),
             producers_max,
@@ -244,7 +251,7 @@ impl Producers {
     /// Records a producer's batch that was proposed at `index`, or read back from the log. Indexes rise. Indexes
     /// that a restored state already covers change nothing, so a log may be replayed from before it. Batches
     /// without a producer are ignored.
-    pub fn append(&mut self, index: u64, header: &BatchHeader, base_offset: u64, timestamp: i64) {
+    pub fn append(&mut self, index: RaftIndex, header: &BatchHeader, base_offset: u64, timestamp: i64) {
         if !header.is_idempotent() || index <= self.committed_index {
             return;
         }
@@ -273,7 +280,7 @@ impl Producers {
     }
 
     /// Everything up to `index` is committed.
-    pub fn commit_to(&mut self, index: u64) {
+    pub fn commit_to(&mut self, index: RaftIndex) {
         while self.tail.front().is_some_and(|tail| tail.batch.index <= index) {
             let TailBatch { producer_id, epoch, batch } = self.tail.pop_front().expect("there is a front");
             self.committed.entry(producer_id).or_insert_with(|| Producer::new(epoch)).append(epoch, batch);
@@ -292,14 +299,14 @@ impl Producers {
         if self.committed.len() <= self.producers_max {
             return;
         }
-        let mut indexes: Vec<u64> = self.committed.values().map(|producer| producer.last().index).collect();
+        let mut indexes: Vec<RaftIndex> = self.committed.values().map(|producer| producer.last().index).collect();
         let excess = self.committed.len() - self.producers_max;
         let (_, &mut newest_evicted, _) = indexes.select_nth_unstable(excess + self.producers_max / 16 - 1);
         self.committed.retain(|_, producer| producer.last().index > newest_evicted);
     }
 
     /// The log lost its entries from `index` on. None of them was committed.
-    pub fn truncate_from(&mut self, index: u64) {
+    pub fn truncate_from(&mut self, index: RaftIndex) {
         assert!(index > self.committed_index, "what is committed is never truncated");
         self.tail.truncate(self.tail.partition_point(|tail| tail.batch.index < index));
         self.speculative.clear();
@@ -349,14 +356,14 @@ impl Producers {
 
     /// The committed part, for a checkpoint: its index, and the bytes that [`Producers::restore`] takes. Equal
     /// states give equal bytes.
-    pub fn snapshot_at_commit(&self) -> (u64, Bytes) {
+    pub fn snapshot_at_commit(&self) -> (RaftIndex, Bytes) {
         (self.committed_index, blob::encode(self.committed_index, &self.committed))
     }
 
     /// The state as of `index`, without batches that later ones have pushed out. Replaying the later batches
     /// restores the full state. If it takes more than `bytes_max`, the producers that wrote least recently are left
     /// out.
-    pub fn snapshot_at(&self, index: u64, bytes_max: usize) -> Bytes {
+    pub fn snapshot_at(&self, index: RaftIndex, bytes_max: usize) -> Bytes {
         let before = |(id, producer): (&i64, &Producer)| {
             let mut then = Producer::new(producer.epoch);
             producer.batches().iter().filter(|batch| batch.index <= index).for_each(|batch| then.push(*batch));
@@ -381,12 +388,12 @@ impl Producers {
 
     /// The first index after all batches here.
     #[cfg(test)]
-    pub fn next_index(&self) -> u64 {
-        self.tail.back().map_or(self.committed_index, |last| last.batch.index) + 1
+    pub fn next_index(&self) -> RaftIndex {
+        self.tail.back().map_or(self.committed_index, |last| last.batch.index).next()
     }
 
     /// The index up to which entries are in the committed part.
-    pub fn committed_index(&self) -> u64 {
+    pub fn committed_index(&self) -> RaftIndex {
         self.committed_index
     }
 

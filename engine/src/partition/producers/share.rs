@@ -15,10 +15,10 @@ use crate::{
     sync::{Either, Notify, race},
 };
 use std::{cell::Cell, rc::Rc, time::Duration};
-use types::GroupId;
+use types::{GroupId, RaftIndex};
 
 /// When a producer wrote last: its last batch's timestamp, then that batch's index in the partition's log.
-pub type Written = (i64, u64);
+pub type Written = (i64, RaftIndex);
 
 /// An eviction also frees this fraction of the share (one part in `HEADROOM`), so that the next is not due at once.
 const HEADROOM: usize = 16;
@@ -168,7 +168,7 @@ mod tests {
         fn write(&mut self, at: usize, producer_id: i64, base_sequence: i32, timestamp: i64, commits: bool) {
             let producers = &mut self.all[at];
             let (before, index) = (producers.remembered(), producers.next_index());
-            producers.append(index, &header(producer_id, base_sequence), index, timestamp);
+            producers.append(index, &header(producer_id, base_sequence), index.get(), timestamp);
             if commits {
                 producers.commit_to(index);
             }
@@ -233,13 +233,14 @@ mod tests {
 
     #[test]
     fn a_cut_of_samples_takes_about_as_many_as_one_of_all() {
-        let all: Vec<Written> = (0..100_000).map(|n| (n, 0)).collect();
+        let all: Vec<Written> = (0..100_000).map(|n| (n, RaftIndex::ZERO)).collect();
         let exact = cut(all.clone(), all.len(), 10_000);
-        assert_eq!(exact, Some(Cut { until: (9_999, 0), at_most: 10_000 }));
+        assert_eq!(exact, Some(Cut { until: (9_999, RaftIndex::ZERO), at_most: 10_000 }));
         let sampled = cut(all.into_iter().step_by(7).collect(), 100_000, 10_000).unwrap();
         assert!((9_900..10_100).contains(&sampled.until.0), "{sampled:?}");
         assert_eq!(cut(Vec::new(), 0, 5), None);
-        assert_eq!(cut(vec![(1, 1)], 1, 5), Some(Cut { until: (1, 1), at_most: 5 }));
-        assert_eq!(cut(vec![(1, 1)], 1, 0), None);
+        let one = (1, RaftIndex::FIRST);
+        assert_eq!(cut(vec![one], 1, 5), Some(Cut { until: one, at_most: 5 }));
+        assert_eq!(cut(vec![one], 1, 0), None);
     }
 }

@@ -7,6 +7,7 @@ use crate::partition::{
     errors::PartitionError,
     producers::{Producers, RestoreError, Verdict},
 };
+use types::RaftIndex;
 
 fn header(producer_id: i64, epoch: i16, sequence: i32, count: i32) -> BatchHeader {
     BatchHeader {
@@ -29,14 +30,14 @@ fn header(producer_id: i64, epoch: i16, sequence: i32, count: i32) -> BatchHeade
 #[derive(Default)]
 struct Log {
     producers: Producers,
-    index: u64,
+    index: RaftIndex,
     end: u64,
 }
 
 impl Log {
-    fn write(&mut self, id: i64, epoch: i16, sequence: i32, count: i32) -> u64 {
-        self.index += 1;
-        self.producers.append(self.index, &header(id, epoch, sequence, count), self.end, self.index as i64);
+    fn write(&mut self, id: i64, epoch: i16, sequence: i32, count: i32) -> RaftIndex {
+        self.index = self.index.next();
+        self.producers.append(self.index, &header(id, epoch, sequence, count), self.end, self.index.get() as i64);
         self.end += count as u64;
         self.producers.check_invariants();
         self.index
@@ -83,11 +84,11 @@ fn verdicts() {
             for &(epoch, sequence, count) in *written {
                 log.write(7, epoch, sequence, count);
             }
-            log.producers.commit_to(committed);
+            log.producers.commit_to(RaftIndex::new(committed));
             log.producers.check_invariants();
             let got = match log.producers.check(7, *epoch, *sequence, *count) {
                 Verdict::New => "new".to_owned(),
-                Verdict::Duplicate(original) => format!("duplicate of {}", original.index - 1),
+                Verdict::Duplicate(original) => format!("duplicate of {}", original.index.prev()),
                 Verdict::OutOfOrder { expected, got } => {
                     assert_eq!(got, *sequence);
                     format!("out of order: {expected}")
@@ -105,7 +106,7 @@ fn a_duplicate_names_its_original_until_it_is_truncated() {
     let mut log = Log::default();
     log.write(1, 0, 0, 10);
     let index = log.write(1, 0, 10, 5);
-    log.producers.commit_to(1);
+    log.producers.commit_to(RaftIndex::new(1));
     let Verdict::Duplicate(original) = log.producers.check(1, 0, 10, 5) else { panic!("it was written") };
     assert_eq!((original.base_offset, original.last_offset, original.timestamp, original.index), (10, 14, 2, index));
     log.producers.truncate_from(index);
@@ -117,10 +118,10 @@ fn a_duplicate_names_its_original_until_it_is_truncated() {
 fn a_truncation_brings_back_the_old_epoch() {
     let mut log = Log::default();
     log.write(1, 0, 0, 1);
-    log.producers.commit_to(1);
+    log.producers.commit_to(RaftIndex::new(1));
     log.write(1, 1, 0, 1);
     assert_eq!(log.producers.check(1, 0, 1, 1), Verdict::Fenced { current_epoch: 1 });
-    log.producers.truncate_from(2);
+    log.producers.truncate_from(RaftIndex::new(2));
     log.producers.check_invariants();
     assert_eq!(log.producers.check(1, 0, 1, 1), Verdict::New);
 }
@@ -130,8 +131,8 @@ fn a_truncation_brings_back_the_old_epoch() {
 fn what_is_committed_is_not_truncated() {
     let mut log = Log::default();
     log.write(1, 0, 0, 1);
-    log.producers.commit_to(1);
-    log.producers.truncate_from(1);
+    log.producers.commit_to(RaftIndex::new(1));
+    log.producers.truncate_from(RaftIndex::new(1));
 }
 
 #[test]
@@ -154,7 +155,7 @@ fn expiry_counts_from_the_last_batch_and_spares_the_uncommitted() {
     log.write(1, 0, 0, 1); // timestamp 1
     log.write(2, 0, 0, 1);
     log.write(3, 0, 0, 1);
-    log.producers.commit_to(2);
+    log.producers.commit_to(RaftIndex::new(2));
     assert_eq!(log.producers.expire(10, 10), 0);
     assert_eq!(log.producers.expire(11, 10), 1);
     assert_eq!(log.producers.len(), 2);
@@ -174,7 +175,7 @@ fn a_full_partition_forgets_who_wrote_least_recently() {
     log.producers.commit_to(log.index);
     assert_eq!(log.producers.len(), 32);
     let index = log.write(99, 0, 0, 1);
-    log.producers.commit_to(index);
+    log.producers.commit_to(RaftIndex::new(index.get()));
     log.producers.check_invariants();
     let forgotten: Vec<i64> = (0..32).filter(|&id| log.producers.check(id, 0, 9, 1) == Verdict::New).collect();
     assert_eq!(forgotten, [1, 2, 3], "one too many, and a sixteenth of 32 for room");
@@ -185,11 +186,11 @@ fn a_full_partition_forgets_who_wrote_least_recently() {
 fn golden_bytes() {
     let mut log = Log::default();
     log.write(0x0102, 3, i32::MAX, 2);
-    log.producers.commit_to(9);
-    log.index = 9;
+    log.producers.commit_to(RaftIndex::new(9));
+    log.index = RaftIndex::new(9);
     log.write(5, 0, 0, 1);
     let (index, blob) = log.producers.snapshot_at_commit();
-    assert_eq!(index, 9);
+    assert_eq!(index, RaftIndex::new(9));
     #[rustfmt::skip]
     let golden: &[u8] = &[
         0xf3, 0x34, 0x0c, 0x47, 1, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0,
@@ -199,7 +200,7 @@ fn golden_bytes() {
     ];
     assert_eq!(&blob[..], golden);
     let restored = Producers::restore(golden).unwrap();
-    assert_eq!(restored.snapshot_at_commit(), (9, blob));
+    assert_eq!(restored.snapshot_at_commit(), (RaftIndex::new(9), blob));
     assert!(
         matches!(restored.check(0x0102, 3, i32::MAX, 2), Verdict::Duplicate(original) if original.last_offset == 1)
     );
@@ -212,7 +213,7 @@ fn damaged_blobs_are_refused() {
         log.write(1, 0, sequence, 1);
         log.write(2, 0, sequence, 1);
     }
-    log.producers.commit_to(8);
+    log.producers.commit_to(RaftIndex::new(8));
     let (_, blob) = log.producers.snapshot_at_commit();
     for at in 0..blob.len() {
         let mut bad = blob.to_vec();
@@ -305,7 +306,11 @@ fn agrees_with_the_plain_model() {
                         Verdict::Duplicate(original) => {
                             let entry =
                                 model.log.iter().rfind(|e| (e.1, e.2, e.3, e.4) == (id, epoch, sequence, count));
-                            assert_eq!(entry.map(|entry| entry.0), Some(original.index), "seed {seed} step {step}");
+                            assert_eq!(
+                                entry.map(|entry| entry.0),
+                                Some(original.index.get()),
+                                "seed {seed} step {step}"
+                            );
                             "duplicate"
                         }
                         Verdict::OutOfOrder { .. } => "out of order",
@@ -315,17 +320,17 @@ fn agrees_with_the_plain_model() {
                     *seen.entry(verdict).or_default() += 1;
                     if verdict == "new" {
                         index += rng.u64(1..3);
-                        producers.append(index, &header(id, epoch, sequence, count), index * 10, 0);
+                        producers.append(RaftIndex::new(index), &header(id, epoch, sequence, count), index * 10, 0);
                         model.log.push((index, id, epoch, sequence, count));
                     }
                 }
                 80..90 => {
                     model.committed = rng.u64(model.committed..=index);
-                    producers.commit_to(model.committed);
+                    producers.commit_to(RaftIndex::new(model.committed));
                 }
                 90..95 => {
                     let from = rng.u64(model.committed + 1..=index + 1);
-                    producers.truncate_from(from);
+                    producers.truncate_from(RaftIndex::new(from));
                     model.log.retain(|entry| entry.0 < from);
                     index = from - 1;
                 }
@@ -334,9 +339,9 @@ fn agrees_with_the_plain_model() {
                     let (at, blob) = producers.snapshot_at_commit();
                     producers = Producers::restore(&blob).unwrap();
                     assert_eq!(producers.snapshot_at_commit(), (at, blob), "seed {seed} step {step}");
-                    let from = rng.u64(0..=at);
+                    let from = rng.u64(0..=at.get());
                     for &(index, id, epoch, sequence, count) in model.log.iter().filter(|entry| entry.0 > from) {
-                        producers.append(index, &header(id, epoch, sequence, count), index * 10, 0);
+                        producers.append(RaftIndex::new(index), &header(id, epoch, sequence, count), index * 10, 0);
                     }
                 }
             }
@@ -364,11 +369,11 @@ fn a_state_as_of_an_entry_and_what_follows_it_make_the_whole_state() {
             last.insert(id, (epoch, next + count));
         }
         log.producers.commit_to(log.index);
-        let at = rng.u64(0..=log.index);
+        let at = RaftIndex::new(rng.u64(0..=log.index.get()));
         let mut other = Producers::restore(&log.producers.snapshot_at(at, usize::MAX)).unwrap();
         assert_eq!(other.committed_index(), at);
         for (index, header, base_offset) in &written {
-            other.append(*index, header, *base_offset, *index as i64);
+            other.append(*index, header, *base_offset, index.get() as i64);
         }
         other.commit_to(log.index);
         assert_eq!(other.snapshot_at_commit(), log.producers.snapshot_at_commit(), "seed {seed}, as of {at}");

@@ -19,7 +19,7 @@ use net::{
     },
 };
 use std::collections::BTreeSet;
-use types::{GroupId, Term};
+use types::{GroupId, RaftIndex, Term};
 
 /// Longer than any of these tests should take. Reaching it is a failure, never a pass.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -189,7 +189,7 @@ fn chunk(bytes: usize) -> PeerMessage {
     let bytes = Bytes::from(vec![7; bytes]);
     PeerMessage::SnapshotChunk(SnapshotChunk {
         group: GroupId(0),
-        index: 1,
+        index: RaftIndex::new(1),
         term: Term(1),
         offset: 0,
         total: 1,
