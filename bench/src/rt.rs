@@ -1,5 +1,5 @@
-//! A signal between two tasks of a load thread, and waiting until a moment of the harness's clock. Everything else comes
-//! from the `runtime` crate.
+//! A signal between two tasks of a load thread, and waiting until a moment of the harness's clock. Everything else
+//! comes from the `runtime` crate.
 
 use std::cell::Cell;
 use std::time::Duration;

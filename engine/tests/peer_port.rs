@@ -19,7 +19,7 @@ use net::errors;
 use net::peer::auth::{Handshake, SECRET_FILE, Secret, nonce};
 use net::peer::{BlockingPeer, Kind, Lane, PeerError, PeerFrame};
 use net::{Uuid, records::batch};
-use types::{GroupId, Position, Term};
+use types::{GroupId, Position, RaftIndex, Term};
 
 use support::PATIENCE;
 use support::broker::Broker;
@@ -235,7 +235,7 @@ fn what_no_replica_can_have_sent_ends_nothing_and_is_counted() {
     assert_eq!(client::create_topic(&mut wire, "before", 1, 1, &[]).error_code, errors::NONE);
     let mut other = as_broker(&broker);
     let quorum = Tool::connect(&broker, PATIENCE).unwrap().describe().unwrap();
-    let (term, last) = (quorum.term, quorum.commit);
+    let (term, last) = (quorum.term, quorum.commit.get());
     let entry = |data: &'static [u8]| RaftEntry {
         index: last + 1,
         term: (term + 1).0,
@@ -429,15 +429,20 @@ impl Fuzz {
             }
             1 => PlaneMessage::Forwarded {
                 ask,
-                answer: Ok(Accepted { term: Term(number), index: number, results: vec![] }),
+                answer: Ok(Accepted { term: Term(number), index: RaftIndex::new(number), results: vec![] }),
             },
             2 => PlaneMessage::ReadIndex { ask },
             3 => PlaneMessage::ReadIndexed {
                 ask,
-                answer: if self.rng.bool() { Ok(number) } else { refused.map(|()| 0) },
+                answer: if self.rng.bool() { Ok(RaftIndex::new(number)) } else { refused.map(|()| RaftIndex::ZERO) },
             },
             4 => PlaneMessage::Probe { incarnation: number, sent_at: time },
-            5 => PlaneMessage::Heartbeat { incarnation: number, sent_at: time, term: Term(number), commit: number },
+            5 => PlaneMessage::Heartbeat {
+                incarnation: number,
+                sent_at: time,
+                term: Term(number),
+                commit: RaftIndex::new(number),
+            },
             6 => PlaneMessage::Describe { ask },
             _ => PlaneMessage::Described { ask, answer: refused.map(|()| Default::default()) },
         }
@@ -448,7 +453,7 @@ impl Fuzz {
         match self.rng.u8(..10) {
             0 => PeerMessage::Rest(Rest {
                 group: GroupId(self.rng.u64(..3)),
-                at: Position { index: number, term: Term(self.number()) },
+                at: Position { index: RaftIndex::new(number), term: Term(self.number()) },
             }),
             1 => PeerMessage::Beat(Beat {
                 incarnation: number,
@@ -466,7 +471,7 @@ impl Fuzz {
                 let term = self.number();
                 PeerMessage::SnapshotChunk(SnapshotChunk {
                     group: GroupId(0),
-                    index: number,
+                    index: RaftIndex::new(number),
                     term: Term(term),
                     offset,
                     total,
@@ -489,7 +494,7 @@ fn wrong_fields_in_valid_frames_end_nothing() {
     let mut wire = client::connect(&broker);
     assert_eq!(client::create_topic(&mut wire, "fuzzed", 2, 1, &[]).error_code, errors::NONE);
     let quorum = Tool::connect(&broker, PATIENCE).unwrap().describe().unwrap();
-    let mut fuzz = Fuzz { rng: fastrand::Rng::with_seed(seed), seed, term: quorum.term, last: quorum.commit };
+    let mut fuzz = Fuzz { rng: fastrand::Rng::with_seed(seed), seed, term: quorum.term, last: quorum.commit.get() };
     for round in 0..rounds {
         fuzz.term = Term(broker.metric("millrace_metadata_term") as u64);
         fuzz.last = broker.metric("millrace_metadata_shown_index") as u64;

@@ -179,13 +179,8 @@ fn generated(rng: &mut fastrand::Rng) -> Vec<PeerMessage> {
             message.index = rng.u64(..u64::MAX / 2);
             let first = message.index + 1;
             let entries = (first..first + rng.u64(..20)).map(|index| {
-                let entry = Entry {
-                    index: RaftIndex::new(index),
-                    term: Term(number(rng)),
-                    entry_type: rng.u8(..=Entry::KIND_MAX),
-                    data: bytes(rng),
-                };
-                entry.into_raft()
+                let (index, term) = (RaftIndex::new(index), Term(number(rng)));
+                Entry { index, term, entry_type: rng.u8(..=Entry::KIND_MAX), data: bytes(rng) }.into_raft()
             });
             message.set_entries(entries.collect::<Vec<_>>().into());
         }

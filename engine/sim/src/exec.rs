@@ -5,10 +5,7 @@
 
 use super::net;
 use ::net::peer::auth::Handshake;
-use engine::host::{
-    disk::AnyDisk,
-    machine::{self, Connected, Machine},
-};
+use engine::host::machine::{self, AnyDisk, Connected, Machine};
 use runtime::{
     backend::{self, Backend, Later, LocalTask, QueueEnd},
     planted::{Bug, plant},

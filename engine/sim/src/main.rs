@@ -10,8 +10,7 @@
 //! | `node` | one broker: start, stop, kill, power cut, lost disk |
 //! | `clients` | producers, consumers, operators, members of consumer groups |
 //! | `crowd` | clients that overload brokers, give up and vanish |
-//! | `remade` | a topic that is deleted and created again, and its committed offsets |
-//! | `churn` | topics that are created and deleted again and again |
+//! | `topics::remade` | a topic that is deleted and created again, and its committed offsets |
 //! | `ledger` | what clients know, and the invariants that must hold |
 //! | `ledger::commits` | the same for members of groups |
 //! | `cluster`, `logs` | faults, and the checks after every step and at the end |
@@ -22,6 +21,7 @@
 //! | module | contents |
 //! |---|---|
 //! | `allocations`, `counts` | what requests cost brokers without faults: writes, syncs, copies, allocations |
+//! | `topics::churn` | topics that are created and deleted again and again |
 //! | `turns` | how much work large requests do between two yields, and what the answers to small ones may take |
 //! | `producing` | what producers are told when a leader can't take their batches |
 //! | `fenced` | what a broker that was cut off may still answer |
@@ -35,8 +35,6 @@
 //! messages.
 
 mod allocations;
-#[cfg(test)]
-mod churn;
 mod clients;
 mod cluster;
 #[cfg(test)]
@@ -53,13 +51,13 @@ mod options;
 #[cfg(test)]
 mod producing;
 mod queue;
-mod remade;
 mod seeds;
 #[cfg(test)]
 mod stopped;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod topics;
 #[cfg(test)]
 mod turns;
 

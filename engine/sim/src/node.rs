@@ -254,13 +254,13 @@ impl Node {
         world.spawn(self.process, async move {
             let mut booted = node.boot().await;
             // An operator who cannot change the number of cores, because the disk is full, goes back to the former one.
-            if node.ailment.get().full && node.count.get() != before {
-                if let Err(why) = &booted
-                    && why.to_string().contains("cannot change the number of cores")
-                {
-                    node.count.set(before);
-                    booted = node.boot().await;
-                }
+            if node.ailment.get().full
+                && node.count.get() != before
+                && let Err(why) = &booted
+                && why.to_string().contains("cannot change the number of cores")
+            {
+                node.count.set(before);
+                booted = node.boot().await;
             }
             if let Err(why) = booted {
                 *node.refused.borrow_mut() = Some(why.to_string());

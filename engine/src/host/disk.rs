@@ -2,7 +2,6 @@
 //! simulation.
 
 use bytes::Bytes;
-use runtime::backend::Later;
 use std::{
     io,
     path::{Path, PathBuf},
@@ -13,7 +12,7 @@ use wal::disk::{
     uring::{UringDisk, UringFile},
 };
 
-use super::machine;
+use super::machine::{self, AnyDisk, AnyFile};
 
 /// One core's disk.
 #[derive(Clone)]
@@ -33,84 +32,6 @@ pub fn open() -> io::Result<Disk> {
     match machine::installed() {
         Some(machine) => Ok(Disk::Simulated(machine.disk())),
         None => UringDisk::new().map(Disk::System),
-    }
-}
-
-/// Any [`wal::disk::Disk`], behind a pointer.
-pub trait AnyDisk {
-    fn open<'a>(&'a self, path: &'a Path, mode: OpenMode) -> Later<'a, io::Result<Box<dyn AnyFile>>>;
-    fn create_dir<'a>(&'a self, path: &'a Path) -> Later<'a, io::Result<()>>;
-    fn list<'a>(&'a self, dir: &'a Path) -> Later<'a, io::Result<Vec<PathBuf>>>;
-    fn rename<'a>(&'a self, from: &'a Path, to: &'a Path) -> Later<'a, io::Result<()>>;
-    fn remove<'a>(&'a self, path: &'a Path) -> Later<'a, io::Result<()>>;
-    fn sync_dir<'a>(&'a self, dir: &'a Path) -> Later<'a, io::Result<()>>;
-}
-
-/// Any [`wal::disk::File`], behind a pointer.
-#[allow(clippy::len_without_is_empty)] // The length comes from the disk.
-pub trait AnyFile {
-    fn write(&self, position: u64, data: Bytes, durability: Durability) -> Later<'_, io::Result<()>>;
-    fn read(&self, position: u64, len: usize) -> Later<'_, io::Result<Bytes>>;
-    fn sync(&self) -> Later<'_, io::Result<()>>;
-    fn allocate(&self, len: u64) -> Later<'_, io::Result<()>>;
-    fn truncate(&self, len: u64) -> Later<'_, io::Result<()>>;
-    fn len(&self) -> Later<'_, io::Result<u64>>;
-    fn modified_ms(&self) -> Later<'_, io::Result<i64>>;
-}
-
-impl<D: WalDisk> AnyDisk for D {
-    fn open<'a>(&'a self, path: &'a Path, mode: OpenMode) -> Later<'a, io::Result<Box<dyn AnyFile>>> {
-        Box::pin(async move { Ok(Box::new(WalDisk::open(self, path, mode).await?) as Box<dyn AnyFile>) })
-    }
-
-    fn create_dir<'a>(&'a self, path: &'a Path) -> Later<'a, io::Result<()>> {
-        Box::pin(WalDisk::create_dir(self, path))
-    }
-
-    fn list<'a>(&'a self, dir: &'a Path) -> Later<'a, io::Result<Vec<PathBuf>>> {
-        Box::pin(WalDisk::list(self, dir))
-    }
-
-    fn rename<'a>(&'a self, from: &'a Path, to: &'a Path) -> Later<'a, io::Result<()>> {
-        Box::pin(WalDisk::rename(self, from, to))
-    }
-
-    fn remove<'a>(&'a self, path: &'a Path) -> Later<'a, io::Result<()>> {
-        Box::pin(WalDisk::remove(self, path))
-    }
-
-    fn sync_dir<'a>(&'a self, dir: &'a Path) -> Later<'a, io::Result<()>> {
-        Box::pin(WalDisk::sync_dir(self, dir))
-    }
-}
-
-impl<F: WalFile> AnyFile for F {
-    fn write(&self, position: u64, data: Bytes, durability: Durability) -> Later<'_, io::Result<()>> {
-        Box::pin(WalFile::write(self, position, data, durability))
-    }
-
-    fn read(&self, position: u64, len: usize) -> Later<'_, io::Result<Bytes>> {
-        Box::pin(WalFile::read(self, position, len))
-    }
-
-    fn sync(&self) -> Later<'_, io::Result<()>> {
-        Box::pin(WalFile::sync(self))
-    }
-
-    fn allocate(&self, len: u64) -> Later<'_, io::Result<()>> {
-        Box::pin(WalFile::allocate(self, len))
-    }
-
-    fn truncate(&self, len: u64) -> Later<'_, io::Result<()>> {
-        Box::pin(WalFile::truncate(self, len))
-    }
-
-    fn len(&self) -> Later<'_, io::Result<u64>> {
-        Box::pin(WalFile::len(self))
-    }
-
-    fn modified_ms(&self) -> Later<'_, io::Result<i64>> {
-        Box::pin(WalFile::modified_ms(self))
     }
 }
 

@@ -304,13 +304,10 @@ fn agrees_with_the_plain_model() {
                     let verdict = match producers.check(id, epoch, sequence, count) {
                         Verdict::New => "new",
                         Verdict::Duplicate(original) => {
-                            let entry =
-                                model.log.iter().rfind(|e| (e.1, e.2, e.3, e.4) == (id, epoch, sequence, count));
-                            assert_eq!(
-                                entry.map(|entry| entry.0),
-                                Some(original.index.get()),
-                                "seed {seed} step {step}"
-                            );
+                            let same =
+                                |e: &&(u64, i64, i16, i32, i32)| (e.1, e.2, e.3, e.4) == (id, epoch, sequence, count);
+                            let entry = model.log.iter().rfind(same).map(|entry| entry.0);
+                            assert_eq!(entry, Some(original.index.get()), "seed {seed} step {step}");
                             "duplicate"
                         }
                         Verdict::OutOfOrder { .. } => "out of order",

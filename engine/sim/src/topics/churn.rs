@@ -1,6 +1,6 @@
 //! Topics that are created and deleted again and again: a broker's memory for deleted topics has a bound.
 
-use super::{counts::Calm, node::Node};
+use crate::{counts::Calm, node::Node};
 use consensus::metadata::Command;
 use engine::cluster::meta::leader_commands;
 use net::{

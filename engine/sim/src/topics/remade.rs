@@ -1,7 +1,7 @@
 //! A client that commits offsets of a topic, deletes the topic and creates it again. No offset of a former topic may
 //! count for a later one.
 
-use super::{
+use crate::{
     clients::{ask_within, text},
     cluster::Cluster,
     exec::{self, World},
@@ -48,7 +48,7 @@ struct Keeper {
 }
 
 impl Cluster {
-    pub(super) async fn remake(self: Rc<Self>) {
+    pub(crate) async fn remake(self: Rc<Self>) {
         let world = exec::world();
         let mut keeper = Keeper {
             cluster: self.clone(),

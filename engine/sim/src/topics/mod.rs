@@ -1,0 +1,5 @@
+//! Topics that come and go.
+
+#[cfg(test)]
+mod churn;
+mod remade;
