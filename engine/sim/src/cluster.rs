@@ -402,8 +402,8 @@ impl Cluster {
             |id: &i32| others(*id).all(|other| !world.net.is_cut(*id, other) && !world.net.is_cut(other, *id));
         let healthy = |id: &i32| {
             let node = self.nodes.iter().find(|node| node.id == *id).expect("it is one of them");
-            let Ailment { slow, full, broken } = node.ailment();
-            slow.is_zero() && !full && !broken
+            let Ailment { slow, stalls_until, full, broken } = node.ailment();
+            slow.is_zero() && stalls_until <= world.time() && !full && !broken
         };
         up.into_iter().filter(is_reached).filter(healthy).collect()
     }

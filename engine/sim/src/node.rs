@@ -68,6 +68,8 @@ impl Founding {
 pub(super) struct Ailment {
     /// Additional time that an operation takes at most.
     pub(super) slow: Duration,
+    /// No operation ends before this virtual time.
+    pub(super) stalls_until: Duration,
     /// Segments cannot be written: no space is left.
     pub(super) full: bool,
     /// The ring's next write or sync fails.
@@ -332,8 +334,9 @@ impl Node {
         disk.paced(move || {
             allocations::pause(false);
             let world = exec::world();
-            let most = Duration::from_micros(150) + ailment.get().slow;
-            Box::pin(rt::sleep(world.draw(Duration::from_micros(10)..most)))
+            let Ailment { slow, stalls_until, .. } = ailment.get();
+            let took = world.draw(Duration::from_micros(10)..Duration::from_micros(150) + slow);
+            Box::pin(rt::sleep(stalls_until.saturating_sub(world.time()) + took))
         });
         let ailment = self.ailment.clone();
         disk.fates(move |op| {

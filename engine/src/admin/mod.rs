@@ -1,13 +1,16 @@
 //! The admin port: a small HTTP/1.1 server, GET and HEAD only, one request per connection.
 //! Lives on: one unpinned thread of its own, so that it answers while a core hangs. The answers come from [`pages`].
 //!
-//! Slow connections must not block `/health/…`. The server accepts every new connection at once, and closes the slowest
-//! one if it needs the room. It reads at once what the new peer has sent by then, and answers health checks before
-//! anything else.
+//! `/health/…` must be answered however many connections are slow. A health check waits for none of them:
+//! - The kernel hands over a connection once its first bytes are there (`TCP_DEFER_ACCEPT`). So peers that send nothing
+//!   take no room here.
+//! - The server accepts every connection at once, even if it is full. It reads what has come, and answers a health
+//!   check before it looks for room. Only requests that are incomplete, and pages, need room.
+//! - If there is no room, the server makes it at once.
 //!
 //! Bounds:
 //! - [`CONNECTIONS_MAX`]. Beyond it, the server closes the oldest connection whose request is incomplete, else the
-//!   oldest one.
+//!   oldest one that does not read its answer. If all of them wait for their pages, it answers a new one with 503.
 //! - [`HEAD_BYTES_MAX`]. The server answers a longer head with 431.
 //! - [`REQUEST_TIME_MAX`] per connection, from its acceptance to the last byte of its answer. Then the server closes
 //!   it.
@@ -32,11 +35,8 @@ use crate::admin::pages::{Answer, ProcessFigures, Site};
 const CONNECTIONS_MAX: usize = 64;
 /// With the listener, and a connection that is about to be closed.
 pub const DESCRIPTORS: u64 = CONNECTIONS_MAX as u64 + 2;
-/// Connections that the server accepts before it serves the open ones again.
+/// Connections that the server accepts before it serves the open ones again. So it empties a full queue in 16 turns.
 const ACCEPTED_A_TURN: usize = CONNECTIONS_MAX;
-/// Time that each connection has to send its request before the server may close it to make room. Meanwhile new
-/// connections wait in the kernel's queue. The server empties a full queue in less than a second.
-const GRACE: Duration = Duration::from_millis(50);
 const PAGES_A_TURN: usize = 1;
 /// Connections that the kernel completes before the server accepts them. If the queue is full, a client retries only
 /// after a second.
@@ -71,6 +71,7 @@ impl Admin {
         };
         let listener = TcpListener::bind(addr).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
+        hand_over_with_data(&listener).map_err(failed)?;
         // SAFETY: a plain system call on a descriptor that we own. It already listens, with a shorter queue.
         if unsafe { libc::listen(listener.as_raw_fd(), BACKLOG) } != 0 {
             return Err(failed(io::Error::last_os_error()));
@@ -97,8 +98,21 @@ impl Admin {
     }
 }
 
+/// Lets the kernel hand over connections only once their first bytes are there, or after [`REQUEST_TIME_MAX`].
+fn hand_over_with_data(listener: &TcpListener) -> io::Result<()> {
+    let seconds = REQUEST_TIME_MAX.as_secs() as libc::c_int;
+    let (level, option) = (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT);
+    let length = size_of_val(&seconds) as libc::socklen_t;
+    // SAFETY: the call reads a live integer, with its own length.
+    match unsafe { libc::setsockopt(listener.as_raw_fd(), level, option, (&raw const seconds).cast(), length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 struct Server {
     listener: TcpListener,
+    /// In the order of their acceptance.
     connections: Vec<Connection>,
     process: Process,
 }
@@ -107,13 +121,10 @@ impl Server {
     /// Waits for an event and handles all that have come.
     fn turn(&mut self, site: &Site) {
         let mut fds: Vec<libc::pollfd> = self.connections.iter().map(Connection::pollfd).collect();
-        let full_until = self.full_until().filter(|until| *until > Instant::now());
-        if full_until.is_none() {
-            fds.push(pollfd(self.listener.as_raw_fd(), libc::POLLIN));
-        }
+        fds.push(pollfd(self.listener.as_raw_fd(), libc::POLLIN));
         let deadline = match self.connections.iter().any(|connection| connection.page.is_some()) {
             true => Some(Instant::now()),
-            false => self.connections.iter().map(|connection| connection.deadline).chain(full_until).min(),
+            false => self.connections.iter().map(|connection| connection.deadline).min(),
         };
         if let Err(error) = wait(&mut fds, deadline) {
             tracing::error!(%error, "the admin thread cannot wait for requests");
@@ -137,19 +148,15 @@ impl Server {
         self.make_pages(site);
     }
 
-    /// `false`: there is no connection to accept now, or no room for one.
+    /// `false`: there is no connection to accept now.
     fn accept(&mut self, site: &Site, now: Instant) -> bool {
-        if self.full_until().is_some_and(|until| until > now) {
-            return false;
-        }
         match self.listener.accept() {
             Ok((stream, _)) => {
                 let deadline = now + REQUEST_TIME_MAX;
                 let mut connection = Connection { stream, deadline, head: Vec::new(), page: None, answer: None };
-                // Before the server closes another connection for this one, it answers what this peer has sent.
+                // A health check that has come is answered here, and needs no room.
                 if connection.stream.set_nonblocking(true).is_ok() && connection.go_on(site) {
-                    self.make_room(site);
-                    self.connections.push(connection);
+                    self.take(connection, site);
                 }
                 true
             }
@@ -163,24 +170,25 @@ impl Server {
         }
     }
 
-    /// Closes a connection if there are too many. They are in the order of their acceptance.
-    fn make_room(&mut self, site: &Site) {
-        if let Some(slowest) = self.next_to_go() {
-            // If its request has arrived by now, the server answers it.
-            self.connections.remove(slowest).go_on(site);
+    /// Takes a connection that needs room. If there is none, closes another one, or else this one.
+    fn take(&mut self, mut connection: Connection, site: &Site) {
+        if self.connections.len() < CONNECTIONS_MAX {
+            return self.connections.push(connection);
+        }
+        match self.slowest() {
+            Some(slowest) => {
+                // If its request has arrived by now, the server answers it.
+                self.connections.remove(slowest).go_on(site);
+                self.connections.push(connection);
+            }
+            None => connection.refuse(),
         }
     }
 
-    /// The connection to close next. `None`: there is room for one more.
-    fn next_to_go(&self) -> Option<usize> {
-        let is_slow = |connection: &Connection| connection.page.is_none() && connection.answer.is_none();
-        let is_full = self.connections.len() >= CONNECTIONS_MAX;
-        is_full.then(|| self.connections.iter().position(is_slow).unwrap_or(0))
-    }
-
-    /// The time from which on there is room for one more. `None`: there is room now.
-    fn full_until(&self) -> Option<Instant> {
-        Some(self.connections[self.next_to_go()?].deadline - REQUEST_TIME_MAX + GRACE)
+    /// The connection to close if there are too many. `None`: all of them wait for their pages.
+    fn slowest(&self) -> Option<usize> {
+        let first = |is_slow: fn(&Connection) -> bool| self.connections.iter().position(is_slow);
+        first(|slow| slow.page.is_none() && slow.answer.is_none()).or_else(|| first(|slow| slow.answer.is_some()))
     }
 
     /// Makes a few of the pages that take long, in the order of the connections.
@@ -252,6 +260,15 @@ impl Connection {
             return false;
         }
         self.answer.is_none() || self.send()
+    }
+
+    /// Answers a request for a page that there is no room for. An incomplete request gets no answer.
+    fn refuse(&mut self) {
+        if let Some(Page { with_body, .. }) = self.page.take() {
+            let why = format!("{CONNECTIONS_MAX} pages are being made; try again later\n");
+            self.answer = Some(Answer::text(503, why).encode(with_body));
+        }
+        self.send();
     }
 
     fn make_page(&mut self, site: &Site, process: &mut Process) -> bool {

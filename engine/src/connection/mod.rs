@@ -448,7 +448,7 @@ fn begin(
 }
 
 /// Starts a request once its answer is polled, and there is memory for its decoded form.
-fn later(core: Rc<Core>, client: Rc<handlers::Client>, undecoded: Undecoded, decoded_bytes: usize) -> Pending {
+pub fn later(core: Rc<Core>, client: Rc<handlers::Client>, undecoded: Undecoded, decoded_bytes: usize) -> Pending {
     Box::pin(async move {
         let mut reserved = core.memory.requests.decoded_reservation();
         if decoded_bytes > FREE_DECODED_BYTES {

@@ -111,6 +111,11 @@ impl Requests {
         self.light.line.len() + self.produced.line.len() + self.heavy.line.len()
     }
 
+    /// Requests that wait for room to be decoded.
+    pub fn waiting_to_be_decoded(&self) -> usize {
+        self.decoded.line.len()
+    }
+
     /// Bytes that are reserved.
     pub fn held(&self) -> usize {
         self.lanes().iter().map(|lane| lane.held.get()).sum()

@@ -7,7 +7,7 @@ use crate::{
 use engine::{cluster::meta::META_CORE, core::Core};
 
 /// The queues in which something of a client's request may wait (ARCHITECTURE.md, "Queues"), and their lengths.
-pub(super) fn queues(core: &Core) -> [(&'static str, usize); 17] {
+pub(super) fn queues(core: &Core) -> [(&'static str, usize); 18] {
     let acks = core.partitions().iter().map(|partition| partition.waiters()).sum();
     let (reads, writes) = core.long_work.waiting();
     let (requests, answers, cold_answers) = (&core.memory.requests, &core.memory.answers, &core.memory.cold_answers);
@@ -25,6 +25,7 @@ pub(super) fn queues(core: &Core) -> [(&'static str, usize); 17] {
         ("group coordinators", core.coordinators.unanswered()),
         ("receipts of group coordinators", core.receipts.waiting()),
         ("memory for frames", requests.waiting()),
+        ("memory to be decoded", requests.waiting_to_be_decoded()),
         ("requests that hold memory, in bytes", requests.held()),
         ("memory for answers", answers.waiting()),
         ("memory for answers from the disk", cold_answers.waiting()),
