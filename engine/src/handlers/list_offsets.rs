@@ -5,7 +5,8 @@ use crate::{
     clock,
     cluster::meta::{self, META_CORE, META_GROUP},
     core::{
-        Core, decoders,
+        Core,
+        decoders::Decoder,
         long_work::Work,
         messages::{FindEpochEnds, FindInMetadata, FindOffsets},
     },
@@ -23,9 +24,8 @@ use net::{
         offset_for_leader_epoch_response::{EpochEndOffset, OffsetForLeaderTopicResult},
     },
     records::{
-        batch::BatchHeader,
         record::{ReadError, Searched, TimestampSearch},
-        scan::{self, unfolded_bytes_max},
+        scan::unfolded_bytes_max,
     },
 };
 use std::{
@@ -283,29 +283,18 @@ async fn look_up(
 
 /// Searches a batch in turns. Decompresses no more than needed to find the record.
 async fn search(work: &mut Work<'_>, batch: &Bytes, wanted: i64) -> Result<Option<(i64, i64)>, ReadError> {
-    let window = scan::window(batch, &BatchHeader::read(batch)?);
-    let begin = || TimestampSearch::new(batch, wanted, unfolded_bytes_max(batch.len()));
-    let mut place = None;
-    if decoders::is_wide(window) {
-        let wide = work.core().decoders.join(window);
-        wide.first().await;
-        place = Some(wide);
+    let decoders = &work.core().decoders;
+    let mut search = TimestampSearch::new(batch, wanted, unfolded_bytes_max(batch.len()))?;
+    let mut decoder = Decoder::new(search.window());
+    if !decoder.may_unfold() {
+        decoder.keep(decoders, || {}).await;
         work.resume();
     }
-    let mut search = begin()?;
     loop {
         if let Searched::Found(found) = search.step(&mut work.share)? {
             return Ok(found);
         }
-        if window > 0 && place.is_none() {
-            let joined = work.core().decoders.join(window);
-            if !joined.is_first() {
-                drop(search);
-                joined.first().await;
-                search = begin()?;
-            }
-            place = Some(joined);
-        }
+        decoder.keep(decoders, || search.rewind()).await;
         work.pause().await;
     }
 }
