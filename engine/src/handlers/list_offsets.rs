@@ -31,6 +31,7 @@ use net::{
 use std::{
     cell::RefCell,
     collections::{BTreeMap, VecDeque},
+    ops::Range,
     rc::Rc,
     time::Duration,
 };
@@ -226,21 +227,37 @@ async fn by_timestamp(
     until: Duration,
 ) -> Result<Place, ErrorCode> {
     let core = work.core();
-    let Some((found, _held)) = look_up(core, partition, wanted, end, until).await? else { return Ok(NOWHERE) };
+    let mut from = 0;
+    // A batch's header may name a later timestamp than its records have, if the broker stored the batch unchecked. As
+    // in Kafka, the search then goes on behind it.
+    while let Some((found, held)) = look_up(core, partition, wanted, from..end, until).await? {
+        if let Some((offset, timestamp)) = search_stored(work, partition, &found, wanted).await? {
+            return Ok(Place { offset, timestamp, leader_epoch: partition.epoch_of(found.base_offset) });
+        }
+        from = found.end_offset();
+        drop((found, held));
+        work.entry().await;
+    }
+    Ok(NOWHERE)
+}
+
+/// Searches a stored batch. One that is broken is searched once.
+async fn search_stored(
+    work: &mut Work<'_>,
+    partition: &Partition,
+    found: &Batch,
+    wanted: i64,
+) -> Result<Option<(i64, i64)>, ErrorCode> {
+    let core = work.core();
     let batch = (partition.group(), found.index, found.term);
     if core.unreadable.knows(&batch) {
         return Err(ErrorCode::CorruptMessage);
     }
-    let record = search(work, &found.bytes, wanted).await.map_err(|error| {
+    search(work, &found.bytes, wanted).await.map_err(|error| {
         tracing::error!(partition = %partition.name, offset = found.base_offset, %error, "cannot read a stored batch");
         core.unreadable.note(batch);
         ErrorCode::CorruptMessage
-    })?;
-    Ok(record.map_or(NOWHERE, |(offset, timestamp)| Place {
-        offset,
-        timestamp,
-        leader_epoch: partition.epoch_of(found.base_offset),
-    }))
+    })
 }
 
 /// A batch up to this size is not counted: the smallest read from the disk is as large.
@@ -254,14 +271,14 @@ async fn look_up(
     core: &Core,
     partition: &Partition,
     wanted: i64,
-    end: u64,
+    offsets: Range<u64>,
     until: Duration,
 ) -> Result<Option<(Batch, Option<Held>)>, ErrorCode> {
     let mut held = None;
     loop {
         let place = core.lookups.join();
         place.first().await;
-        let found = core.store.find_timestamp(partition.group(), wanted, end).await.map_err(|error| {
+        let found = core.store.find_timestamp(partition.group(), wanted, offsets.clone()).await.map_err(|error| {
             tracing::error!(partition = %partition.name, wanted, %error, "cannot look up a timestamp");
             ErrorCode::KafkaStorageError
         })?;
