@@ -13,6 +13,7 @@ pub mod failure;
 pub mod handlers;
 pub mod host;
 pub mod liveness;
+pub mod log_limit;
 pub mod memory;
 pub mod metrics;
 pub mod partition;

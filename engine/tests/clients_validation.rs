@@ -156,6 +156,26 @@ fn a_broken_batch_is_unfolded_by_one_lookup_and_known_to_the_next() {
     assert_eq!(turns(), unfolded, "no turn was needed to know it");
 }
 
+/// Each lookup meets another broken batch.
+#[test]
+fn lookups_in_broken_batches_are_no_flood_of_lines() {
+    const BATCHES: i64 = 20;
+    let broker = Broker::start_with(&["--set", "log.validate.compressed=false"]);
+    let begun = Instant::now();
+    clients::create_topic(&broker, "checked", 1);
+    let mut client = wire::connect(&broker);
+    for n in 0..BATCHES {
+        let broken = with(BatchBuilder::new(Codec::Gzip), BEGUN + 10 * n, HEADER_BYTES, &[0x5a; 12]);
+        assert_eq!(send(&mut client, None, broken).0, 0);
+        assert_eq!(look_up(&mut client, BEGUN + 10 * n).0, CORRUPT_MESSAGE);
+    }
+    broker.wait_for_log("a broken batch", |line| line.contains("cannot read a stored batch"));
+    let lines = broker.output().lines().filter(|line| line.contains("cannot read a stored batch")).count();
+    // The same line about the same partition comes once a minute.
+    let allowed = 1 + begun.elapsed().as_secs() as usize / 60;
+    assert!(lines <= allowed, "{lines} lines, {allowed} are allowed");
+}
+
 #[test]
 fn cores_tell_how_long_their_turns_take() {
     let broker = Broker::start();

@@ -10,6 +10,7 @@ use crate::{
         long_work::Work,
         messages::{FindEpochEnds, FindInMetadata, FindOffsets},
     },
+    log_limit::Admitted,
     memory::Held,
     partition::Partition,
 };
@@ -254,7 +255,12 @@ async fn search_stored(
         return Err(ErrorCode::CorruptMessage);
     }
     search(work, &found.bytes, wanted).await.map_err(|error| {
-        tracing::error!(partition = %partition.name, offset = found.base_offset, %error, "cannot read a stored batch");
+        let (name, offset) = (&partition.name, found.base_offset);
+        if let Some(Admitted { left_out }) =
+            core.partition_log.admit(clock::now(), partition.group(), &error.to_string())
+        {
+            tracing::error!(partition = %name, offset, %error, left_out, "cannot read a stored batch");
+        }
         core.unreadable.note(batch);
         ErrorCode::CorruptMessage
     })
@@ -278,8 +284,11 @@ async fn look_up(
     loop {
         let place = core.lookups.join();
         place.first().await;
-        let found = core.store.find_timestamp(partition.group(), wanted, offsets.clone()).await.map_err(|error| {
-            tracing::error!(partition = %partition.name, wanted, %error, "cannot look up a timestamp");
+        let group = partition.group();
+        let found = core.store.find_timestamp(group, wanted, offsets.clone()).await.map_err(|error| {
+            if let Some(Admitted { left_out }) = core.partition_log.admit(clock::now(), group, &error.to_string()) {
+                tracing::error!(partition = %partition.name, wanted, %error, left_out, "cannot look up a timestamp");
+            }
             ErrorCode::KafkaStorageError
         })?;
         let Some(found) = found else { return Ok(None) };
