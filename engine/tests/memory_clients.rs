@@ -25,6 +25,8 @@ use net::messages::{
     self, DescribeConfigsRequest, DescribeGroupsRequest, FindCoordinatorRequest, GroupId, JoinGroupRequest,
     ListOffsetsRequest, MetadataRequest, OffsetFetchRequest, SyncGroupRequest,
 };
+use net::records::build::BatchBuilder;
+use net::records::compression::Codec;
 use socket2::{Domain, Socket, Type};
 
 use support::broker::Broker;
@@ -512,4 +514,45 @@ fn batches_with_large_windows_are_unfolded_one_at_a_time() {
     let looked_up = ask_all(&broker, 12, 4, &lookup(TOPIC, TIME + 1));
     assert!(looked_up.into_iter().all(|answer| found(answer) == Ok(1)));
     assert!(peak(&broker) < BUDGET + BESIDES + WINDOW, "{} MiB", peak(&broker) / MIB);
+}
+
+/// Each lookup unfolds the batch to its end, which takes several turns. Meanwhile it has the batch in memory.
+#[test]
+fn lookups_in_large_batches_from_the_disk_are_counted() {
+    const CROWD: usize = 300;
+    const BYTES: usize = 950_000;
+    let broker = start(&[]);
+    let mut client = wire::connect(&broker);
+    assert_eq!(errors::check(wire::create_topic(&mut client, "looked-up", 1, 1, &[]).error_code), Ok(()));
+    let mut batch = BatchBuilder::new(Codec::Gzip);
+    let mut noise = fastrand::Rng::with_seed(1);
+    let value: Vec<u8> = (0..BYTES).map(|_| noise.u8(..)).collect();
+    batch.push(TIME, None, Some(&value));
+    batch.push(TIME + 1, None, Some(b"last"));
+    let batch = batch.finish();
+    assert!(batch.len() > BYTES * 9 / 10, "{} bytes", batch.len());
+    assert_eq!(errors::check(wire::produce(&mut client, "looked-up", 0, batch).error_code), Ok(()));
+    // Then the broker has it on the disk only.
+    fill(&broker);
+    let cold = || broker.metric("millrace_cold_reads_total");
+    let before = cold();
+    let lookup = lookup("looked-up", TIME + 1);
+    let answers = ask_all(&broker, CROWD, 4, &lookup);
+    assert!(cold() - before >= CROWD as f64, "{} reads", cold() - before);
+    let mut served = 0;
+    for answer in answers {
+        match found(answer) {
+            Ok(offset) => assert_eq!(offset, 1),
+            // Too many lookups came before it. Clients ask again.
+            Err(error) => {
+                assert_eq!(error, ErrorCode::LeaderNotAvailable);
+                continue;
+            }
+        }
+        served += 1;
+    }
+    assert!(served > 0, "none was served");
+    assert!(peak(&broker) < BUDGET + BESIDES, "{} MiB", peak(&broker) / MIB);
+    wait_until("memory that is given back", || broker.metric("millrace_memory_cold_answers_bytes") == 0.0);
+    assert_eq!(found(client.ask(4, &lookup).expect("an answer")), Ok(1));
 }
