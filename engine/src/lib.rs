@@ -11,6 +11,7 @@ pub mod core;
 pub mod handlers;
 pub mod host;
 pub mod liveness;
+pub mod log_limit;
 pub mod memory;
 pub mod metrics;
 pub mod partition;

@@ -11,9 +11,9 @@ use net::{
     messages::{
         self, BrokerId, CreatePartitionsRequest, CreateTopicsRequest, DeleteGroupsRequest, DeleteTopicsRequest,
         DescribeClusterRequest, DescribeConfigsRequest, DescribeGroupsRequest, DescribeTopicPartitionsRequest,
-        FindCoordinatorRequest, GroupId, IncrementalAlterConfigsRequest, ListGroupsRequest, ListOffsetsRequest,
-        MetadataRequest, OffsetCommitRequest, OffsetFetchRequest, SaslAuthenticateRequest, SaslHandshakeRequest,
-        TopicName,
+        FindCoordinatorRequest, GroupId, HeartbeatRequest, IncrementalAlterConfigsRequest, ListGroupsRequest,
+        ListOffsetsRequest, MetadataRequest, OffsetCommitRequest, OffsetFetchRequest, SaslAuthenticateRequest,
+        SaslHandshakeRequest, TopicName,
         create_partitions_request::CreatePartitionsTopic,
         create_topics_request::{CreatableTopic, CreatableTopicConfig},
         create_topics_response::CreatableTopicResult,
@@ -23,14 +23,14 @@ use net::{
         list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
         metadata_request::MetadataRequestTopic,
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
-        offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics},
+        offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopic, OffsetFetchRequestTopics},
     },
 };
 use std::collections::BTreeSet;
 use support::{
     PATIENCE,
     broker::Broker,
-    wire::{await_coordinator, commit, connect, create_topic, text, topic_name},
+    wire::{await_coordinator, commit, connect, create_topic, text, topic_name, topics},
 };
 
 /// Authorized operations as bit fields, as a Kafka 4 broker without an authorizer returns them.
@@ -70,6 +70,7 @@ fn metadata_is_asked_for_by_id_with_or_without_an_empty_name() {
             let topics = ask(&mut client, version, asked.clone()).topics;
             let [topic] = &topics[..] else { panic!("each topic is told once: {topics:?}") };
             assert_eq!((topic.error_code, topic.partitions.len(), topic.topic_id), (0, 2, id), "{name:?}");
+            assert!(topic.partitions.iter().all(|partition| partition.error_code == 0), "{topic:?}");
             assert_eq!(topic.name.as_ref().map(|name| name.0.as_str()), Some("orders"), "{name:?}");
         }
         let unknown = by_id(name, Uuid::from_u128(7));
@@ -125,6 +126,56 @@ fn authorised_operations_are_all_that_a_resource_has_where_they_are_asked_for() 
     let request = DescribeTopicPartitionsRequest::default().with_response_partition_limit(10);
     let topics = client.call(request).unwrap().topics;
     assert_eq!((topics[0].error_code, topics[0].topic_authorized_operations), (0, TOPIC_OPERATIONS), "no flag asks");
+}
+
+/// Without an offsets topic there is no group. Kafka refuses DescribeGroups as well; this broker knows the answer.
+#[test]
+fn a_broker_without_groups_describes_them_as_dead_and_coordinates_none() {
+    let broker = Broker::start();
+    let mut client = connect(&broker);
+    let ids = || ["nobody", "", "none"].map(|id| GroupId(text(id))).to_vec();
+    for (version, asked) in (0..=6).flat_map(|version| [(version, false), (version, version >= 3)]) {
+        let request = DescribeGroupsRequest::default().with_groups(ids()).with_include_authorized_operations(asked);
+        let groups = ask(&mut client, version, request).groups;
+        assert_eq!(groups.iter().map(|group| group.group_id.clone()).collect::<Vec<_>>(), ids(), "{version}");
+        let (error, operations) = match version {
+            6 => (Some(ErrorCode::GroupIdNotFound), i32::MIN),
+            _ => (None, if asked { GROUP_OPERATIONS } else { i32::MIN }),
+        };
+        for group in groups {
+            assert_eq!((code(group.error_code), group.group_state.as_str()), (error, "Dead"), "{version}");
+            assert_eq!((group.authorized_operations, group.members.len()), (operations, 0), "{version}");
+            assert_eq!(group.error_message.is_some(), version == 6, "{version}");
+        }
+    }
+    let refused = Some(ErrorCode::NotCoordinator);
+    for version in 1..=9 {
+        let request = if version < 8 {
+            let topic = OffsetFetchRequestTopic::default().with_name(topic_name("t")).with_partition_indexes(vec![0]);
+            OffsetFetchRequest::default().with_group_id(GroupId(text("nobody"))).with_topics(Some(vec![topic]))
+        } else {
+            let groups = ids().into_iter().map(|id| OffsetFetchRequestGroup::default().with_group_id(id));
+            OffsetFetchRequest::default().with_groups(groups.collect())
+        };
+        let answer = ask(&mut client, version, request);
+        let told: Vec<_> = match version {
+            1 => answer.topics[0].partitions.iter().map(|partition| code(partition.error_code)).collect(),
+            2..=7 => vec![code(answer.error_code)],
+            _ => answer.groups.iter().map(|group| code(group.error_code)).collect(),
+        };
+        assert_eq!(told, vec![refused; if version < 8 { 1 } else { 3 }], "OffsetFetch {version}");
+    }
+    for version in 0..=2 {
+        let results = ask(&mut client, version, DeleteGroupsRequest::default().with_groups_names(ids())).results;
+        assert_eq!(results.iter().map(|group| code(group.error_code)).collect::<Vec<_>>(), [refused; 3], "{version}");
+    }
+    for version in 0..=5 {
+        let listed = ask(&mut client, version, ListGroupsRequest::default());
+        assert_eq!((code(listed.error_code), listed.groups.len()), (None, 0), "ListGroups {version}");
+    }
+    let heartbeat = HeartbeatRequest::default().with_group_id(GroupId(text("nobody")));
+    assert_eq!(code(client.call(heartbeat).unwrap().error_code), refused);
+    assert_eq!(topics(&mut client), [""; 0], "questions make no offsets topic");
 }
 
 fn topic(name: &str, partitions: i32, replication: i16) -> CreatableTopic {
@@ -229,9 +280,7 @@ fn a_topic_is_deleted_by_its_name_or_by_its_id() {
     let twice = Some(ErrorCode::InvalidRequest);
     assert_eq!(told, [twice, twice, twice, twice, None, Some(ErrorCode::UnknownTopicId)]);
     assert_eq!(responses[4].name.as_ref().map(|name| name.0.as_str()), Some("c"));
-    let all = client.call(MetadataRequest::default().with_topics(None)).unwrap().topics;
-    let left: Vec<String> = all.iter().map(|topic| topic.name.as_ref().unwrap().to_string()).collect();
-    assert_eq!(left, ["a", "b"]);
+    assert_eq!(topics(&mut client), ["a", "b"]);
 }
 
 #[test]

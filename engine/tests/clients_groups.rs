@@ -1,7 +1,13 @@
-//! Consumer groups of one member through librdkafka: commits survive every kind of restart.
+//! Consumer groups of one member, most through librdkafka: commits survive every kind of restart.
 
 mod support;
 
+use std::time::Instant;
+
+use bytes::Bytes;
+use net::errors;
+use net::messages::leave_group_request::MemberIdentity;
+use net::messages::{GroupId, LeaveGroupRequest};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
@@ -9,6 +15,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use support::PATIENCE;
 use support::broker::Broker;
 use support::clients::{self, Record};
+use support::wire;
 
 fn fill(broker: &Broker, topic: &str, count: usize) {
     clients::create_topic(broker, topic, 1);
@@ -90,4 +97,28 @@ fn a_commit_can_go_back_and_another_topic_keeps_its_own() {
     broker.restart();
     assert_eq!(take(&broker, "both", "a", 5), 10);
     assert_eq!(take(&broker, "both", "b", 5), 25);
+}
+
+/// Members cause lines as fast as they join and leave. The broker writes few of them, and counts the others.
+#[test]
+fn members_that_come_and_go_are_no_flood_of_lines() {
+    const ROUNDS: usize = 40;
+    let mut broker = Broker::start();
+    let mut client = wire::connect(&broker);
+    wire::await_coordinator(&mut client, "restless");
+    let begun = Instant::now();
+    for _ in 0..ROUNDS {
+        let join = wire::joining(&mut client, "restless", Bytes::new());
+        let joined = client.call(join).expect("JoinGroup is answered");
+        assert_eq!(errors::check(joined.error_code), Ok(()));
+        let member = MemberIdentity::default().with_member_id(joined.member_id);
+        let leave = LeaveGroupRequest::default().with_group_id(GroupId(wire::text("restless")));
+        let left = client.call(leave.with_members(vec![member])).expect("LeaveGroup is answered");
+        assert_eq!(errors::check(left.error_code), Ok(()));
+        assert!(left.members.iter().all(|member| member.error_code == errors::NONE), "{left:?}");
+    }
+    let allowed = 16 + 1 + begun.elapsed().as_secs() as usize;
+    let (_, output) = broker.signal_and_wait(libc::SIGTERM);
+    let lines = output.lines().filter(|line| line.contains("group=restless")).count();
+    assert!((1..=allowed).contains(&lines), "{lines} lines, {allowed} are allowed");
 }

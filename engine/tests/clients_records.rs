@@ -186,7 +186,9 @@ fn offsets_are_found_by_timestamp() {
                     PATIENCE,
                 )
                 .expect("ListOffsets is answered");
-            list.elements()[0].offset()
+            let partition = &list.elements()[0];
+            partition.error().expect("the partition's offset is told");
+            partition.offset()
         };
         assert_eq!(found(0), Offset::Offset(0));
         assert_eq!(found(at(0)), Offset::Offset(0));

@@ -12,6 +12,7 @@ use net::messages::{BrokerId, ListOffsetsRequest};
 use net::records::batch::{self, HEADER_BYTES};
 use net::records::build::BatchBuilder;
 use net::records::compression::Codec;
+use net::turn::BYTES_A_TURN;
 
 use support::broker::Broker;
 use support::{PATIENCE, clients, wire};
@@ -24,10 +25,17 @@ const TRANSACTIONAL_ID_AUTHORIZATION_FAILED: i16 = 53;
 const INVALID_RECORD: i16 = 87;
 const COMPRESSED: [Codec; 4] = [Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd];
 
+/// The first timestamp of the tests' records.
+const BEGUN: i64 = 1_700_000_000_000;
+
 /// A batch of three records with other bytes at one position, and a matching CRC.
 fn batch(codec: Codec, at: usize, bytes: &[u8]) -> Bytes {
-    let mut builder = BatchBuilder::new(codec).producer(7, 0, 0);
-    (0..3).for_each(|n| builder.push(1_700_000_000_000 + n, None, Some(&[b'x'; 100])));
+    with(BatchBuilder::new(codec).producer(7, 0, 0), BEGUN, at, bytes)
+}
+
+/// The same of three records from this timestamp on, a millisecond each.
+fn with(mut builder: BatchBuilder, begun: i64, at: usize, bytes: &[u8]) -> Bytes {
+    (0..3).for_each(|n| builder.push(begun + n, None, Some(&[b'x'; 100])));
     let mut batch = BytesMut::from(&builder.finish()[..]);
     batch[at..at + bytes.len()].copy_from_slice(bytes);
     let crc = batch::crc(&batch);
@@ -105,6 +113,67 @@ fn a_batch_that_was_stored_broken_is_told_of_and_stops_nothing() {
     behind.push(1_700_000_000_900, None, Some(b"x"));
     assert_eq!(wire::produce(&mut client, "checked", 0, behind.finish()).base_offset, 3);
     assert_eq!(look_up(&mut client, 1_700_000_000_100), (0, 3));
+}
+
+#[test]
+fn a_lookup_goes_on_behind_a_header_that_promises_later_records_than_there_are() {
+    const MAX_TIMESTAMP_AT: usize = 35;
+    let broker = Broker::start_with(&["--set", "log.validate.compressed=false"]);
+    clients::create_topic(&broker, "checked", 1);
+    let mut client = wire::connect(&broker);
+    let later = (BEGUN + 1_000).to_be_bytes();
+    for begun in [BEGUN, BEGUN + 10] {
+        let lying = with(BatchBuilder::new(Codec::Gzip), begun, MAX_TIMESTAMP_AT, &later);
+        assert_eq!(send(&mut client, None, lying).0, 0);
+    }
+    assert_eq!(look_up(&mut client, BEGUN + 100), (0, -1), "no record is so late");
+    let honest = with(BatchBuilder::new(Codec::Gzip), BEGUN + 500, 0, &[]);
+    assert_eq!(send(&mut client, None, honest).0, 0);
+    for (wanted, offset) in [(2, 2), (3, 3), (12, 5), (13, 6), (502, 8), (503, -1), (1_000, -1), (1_001, -1)] {
+        assert_eq!(look_up(&mut client, BEGUN + wanted), (0, offset), "{wanted} ms after the first");
+    }
+}
+
+/// The broker unfolds as much of a batch as a batch may have, to find that it is too much.
+#[test]
+fn a_broken_batch_is_unfolded_by_one_lookup_and_known_to_the_next() {
+    const TOO_MUCH: usize = 65 << 20;
+    let broker = Broker::start_with(&["--set", "log.validate.compressed=false"]);
+    clients::create_topic(&broker, "checked", 1);
+    let mut client = wire::connect(&broker);
+    let mut bomb = BatchBuilder::new(Codec::Gzip);
+    bomb.push(BEGUN, None, Some(&vec![0; TOO_MUCH]));
+    bomb.push(BEGUN + 1, None, Some(b"last"));
+    assert_eq!(send(&mut client, None, bomb.finish()).0, 0);
+    let turns = || broker.metric("millrace_request_pauses_total") as usize;
+    let before = turns();
+    assert_eq!(look_up(&mut client, BEGUN + 1).0, CORRUPT_MESSAGE);
+    let unfolded = turns();
+    assert!(unfolded - before > (64 << 20) / BYTES_A_TURN / 2, "{} turns", unfolded - before);
+    for _ in 0..3 {
+        assert_eq!(look_up(&mut client, BEGUN + 1).0, CORRUPT_MESSAGE);
+    }
+    assert_eq!(turns(), unfolded, "no turn was needed to know it");
+}
+
+/// Each lookup meets another broken batch.
+#[test]
+fn lookups_in_broken_batches_are_no_flood_of_lines() {
+    const BATCHES: i64 = 20;
+    let broker = Broker::start_with(&["--set", "log.validate.compressed=false"]);
+    let begun = Instant::now();
+    clients::create_topic(&broker, "checked", 1);
+    let mut client = wire::connect(&broker);
+    for n in 0..BATCHES {
+        let broken = with(BatchBuilder::new(Codec::Gzip), BEGUN + 10 * n, HEADER_BYTES, &[0x5a; 12]);
+        assert_eq!(send(&mut client, None, broken).0, 0);
+        assert_eq!(look_up(&mut client, BEGUN + 10 * n).0, CORRUPT_MESSAGE);
+    }
+    broker.wait_for_log("a broken batch", |line| line.contains("cannot read a stored batch"));
+    let lines = broker.output().lines().filter(|line| line.contains("cannot read a stored batch")).count();
+    // The same line about the same partition comes once a minute.
+    let allowed = 1 + begun.elapsed().as_secs() as usize / 60;
+    assert!(lines <= allowed, "{lines} lines, {allowed} are allowed");
 }
 
 #[test]

@@ -33,7 +33,7 @@ type Told = (Vec<(i32, String)>, String, i32);
 fn told(cluster: &Cluster, i: usize) -> [Told; 2] {
     let mut client = connect(cluster, i);
     let of = |node: i32, host: &str, port: i32| (node, format!("{host}:{port}"));
-    let metadata = client.call(MetadataRequest::default().with_topics(Some(Vec::new()))).expect("an answer");
+    let metadata = wire::metadata(&mut client, MetadataRequest::default().with_topics(Some(Vec::new())));
     let mut brokers: Vec<_> =
         metadata.brokers.iter().map(|broker| of(broker.node_id.0, &broker.host, broker.port)).collect();
     brokers.sort();

@@ -253,7 +253,7 @@ fn produce_until_refused(client: &mut Client) -> (i64, ErrorCode) {
 /// The high watermark of the first partition, if the broker leads it.
 fn end(client: &mut Client) -> Result<i64, ErrorCode> {
     let fetched = client.fetch(wire::fetch_request(TOPIC, 0, 0, 0, 0)).expect("an answer");
-    let partition = &fetched.responses[0].partitions[0];
+    let partition = wire::only_partition(&fetched);
     errors::check(partition.error_code).map(|()| partition.high_watermark)
 }
 

@@ -54,9 +54,8 @@ fn every_broker_tells_the_same_of_the_cluster() {
     let brokers = Broker::cluster(3);
     let mut told = BTreeSet::new();
     for client in connect_all(&brokers).values_mut() {
-        let all = || MetadataRequest::default().with_topics(None);
-        until("all are registered", || client.call(all()).unwrap().brokers.len() == NODES.len());
-        let metadata = client.call(all()).unwrap();
+        until("all are registered", || wire::alive(client) == NODES.len());
+        let metadata = wire::metadata(client, MetadataRequest::default().with_topics(None));
         let cluster = client.call(DescribeClusterRequest::default().with_endpoint_type(1)).unwrap();
         assert_eq!(errors::check(cluster.error_code), Ok(()));
         let listed: Vec<_> = metadata.brokers.iter().map(|one| (one.node_id, one.host.clone(), one.port)).collect();
@@ -109,7 +108,7 @@ fn partitions_go_round_the_brokers_and_whoever_asks_the_wrong_one_learns_the_lea
             // Only versions that name topics by id return where the leaders are.
             fetch.topics[0].topic = TopicRef::Id(created.topic_id);
             let fetched = client.fetch(fetch).unwrap();
-            let found = &fetched.responses[0].partitions[0];
+            let found = wire::only_partition(&fetched);
             if *node == leader {
                 assert_eq!((answer.error_code, listed, found.error_code), (0, 0, 0));
                 continue;

@@ -78,7 +78,9 @@ fn ask(client: &mut Client) -> Result<Instant, ClientError> {
 }
 
 fn answer(client: &mut Client, begun: Instant) -> Result<Option<Read>, ClientError> {
-    let topics = client.receive()?.decode::<MetadataRequest>()?.topics;
+    let told = client.receive()?.decode::<MetadataRequest>()?;
+    assert_eq!(told.error_code, errors::NONE);
+    let topics = told.topics;
     if topics.iter().any(|topic| topic.error_code != errors::NONE) {
         return Ok(None);
     }

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use net::errors::{self, ErrorCode};
-use net::messages::MetadataRequest;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
@@ -122,8 +121,7 @@ fn groups_of_consumers_commit_how_far_they_have_read() {
 fn it_is_shown_to_who_names_it_and_can_not_be_changed() {
     let cluster = Cluster::start(BROKERS, &[]);
     let mut client = wire::connect(cluster.broker(0));
-    let all = client.call(MetadataRequest::default().with_topics(None)).expect("an answer");
-    assert_eq!(all.topics, [], "it is not listed");
+    assert_eq!(wire::topics(&mut client), [""; 0], "it is not listed");
     let leader = cluster.leader();
     let mut shown = Vec::new();
     wait_until("all brokers", || {
@@ -146,10 +144,10 @@ fn it_is_shown_to_who_names_it_and_can_not_be_changed() {
         assert_eq!(errors::check(produced.error_code), Err(refused));
         let fetched = client.fetch(wire::fetch_request(TOPIC, 0, 0, 0, 0)).expect("an answer");
         let expected = if i == leader { Ok(()) } else { Err(ErrorCode::NotLeaderOrFollower) };
-        assert_eq!(errors::check(fetched.responses[0].partitions[0].error_code), expected);
+        assert_eq!(errors::check(wire::only_partition(&fetched).error_code), expected);
         let beyond = client.fetch(wire::fetch_request(TOPIC, 0, 1 << 40, 0, 0)).expect("an answer");
         let expected = if i == leader { ErrorCode::OffsetOutOfRange } else { ErrorCode::NotLeaderOrFollower };
-        assert_eq!(errors::check(beyond.responses[0].partitions[0].error_code), Err(expected));
+        assert_eq!(errors::check(wire::only_partition(&beyond).error_code), Err(expected));
     }
 }
 
@@ -172,6 +170,5 @@ fn the_log_begins_behind_the_newest_snapshot() {
     let first = *log.first_key_value().expect("a record").0;
     assert!(first > 0 && !log.values().any(creates("in-the-snapshot")), "{log:#?}");
     let fetched = wire::connect(&broker).fetch(wire::fetch_request(TOPIC, 0, first - 1, 0, 0)).expect("an answer");
-    let partition = &fetched.responses[0].partitions[0];
-    assert_eq!(errors::check(partition.error_code), Err(ErrorCode::OffsetOutOfRange));
+    assert_eq!(errors::check(wire::only_partition(&fetched).error_code), Err(ErrorCode::OffsetOutOfRange));
 }

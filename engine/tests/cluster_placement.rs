@@ -2,21 +2,12 @@
 
 mod support;
 
-use net::{
-    client::blocking::Client,
-    errors::{self, ErrorCode},
-    messages::MetadataRequest,
-};
+use net::errors::{self, ErrorCode};
 use support::{
     broker::Broker,
     cluster::wait_until,
-    wire::{self, batch, connect, create_topic},
+    wire::{self, alive, batch, connect, create_topic},
 };
-
-/// Number of brokers that are alive according to one of them.
-fn alive(client: &mut Client) -> usize {
-    client.call(MetadataRequest::default().with_topics(None)).expect("Metadata is answered").brokers.len()
-}
 
 #[test]
 fn a_fenced_broker_gets_replicas_while_a_majority_of_each_partitions_is_live() {

@@ -319,7 +319,7 @@ fn a_replica_behind_the_logs_start_is_given_what_is_left_and_may_lead() {
     let start = |cluster: &Cluster, i: usize| {
         let response = client(cluster, i).fetch(wire::fetch_request(TOPIC, 0, last, 0, 0)).expect("an answer");
         // While another broker leads, the log's start is unknown: -1, which is below every offset.
-        let partition = &response.responses[0].partitions[0];
+        let partition = wire::only_partition(&response);
         errors::check(partition.error_code).map_or(-1, |()| partition.log_start_offset)
     };
     wait_until("retention", || start(&cluster, stand_in) > 2000);

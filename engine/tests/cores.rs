@@ -71,7 +71,7 @@ fn topic_on_all_cores(client: &mut Client, name: &'static str, partitions: i32) 
         .with_replication_factor(1);
     let created = client.call(CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(30_000)).unwrap();
     assert_eq!(created.topics[0].error_code, 0);
-    let described = client.call(MetadataRequest::default().with_topics(None)).unwrap();
+    let described = wire::metadata(client, MetadataRequest::default().with_topics(None));
     assert_eq!(described.topics[0].error_code, 0);
     assert_eq!(described.topics[0].partitions.len() as i32, partitions);
     assert!(described.topics[0].partitions.iter().all(|partition| partition.error_code == 0), "{described:?}");

@@ -40,6 +40,7 @@ fn request(topic: &str, from: impl IntoIterator<Item = (i32, i64)>, limits: &Lim
 
 /// The records of each partition, by its number.
 fn records(response: &FetchResponse) -> BTreeMap<i32, Bytes> {
+    assert_eq!(response.error_code, 0);
     let partitions = response.responses.iter().flat_map(|topic| &topic.partitions);
     partitions
         .map(|partition| {

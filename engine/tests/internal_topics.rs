@@ -21,7 +21,7 @@ use net::{
 use support::{
     PATIENCE,
     broker::Broker,
-    wire::{alter_topic, commit, connect, create_topic, text, topic_name},
+    wire::{self, alter_topic, commit, connect, create_topic, text, topic_name},
 };
 
 const OFFSETS: &str = "__consumer_offsets";
@@ -47,7 +47,15 @@ fn by_find_coordinator(client: &mut Client) {
 fn metadata(client: &mut Client, topic: &str, create: bool) -> MetadataResponseTopic {
     let topic = MetadataRequestTopic::default().with_name(Some(topic_name(topic)));
     let request = MetadataRequest::default().with_topics(Some(vec![topic])).with_allow_auto_topic_creation(create);
-    client.call(request).expect("Metadata is answered").topics.remove(0)
+    wire::metadata(client, request).topics.remove(0)
+}
+
+/// The offsets topic as a broker returns it, without an error.
+fn offsets_topic(client: &mut Client) -> MetadataResponseTopic {
+    let told = metadata(client, OFFSETS, false);
+    assert_eq!(errors::check(told.error_code), Ok(()));
+    assert!(told.partitions.iter().all(|partition| partition.error_code == errors::NONE), "{told:?}");
+    told
 }
 
 fn setting(client: &mut Client, name: &str) -> Option<String> {
@@ -65,7 +73,9 @@ fn committed(client: &mut Client) -> i64 {
     let group = OffsetFetchRequestGroup::default().with_group_id(GroupId(text("g"))).with_topics(Some(vec![topic]));
     let fetched = client.call(OffsetFetchRequest::default().with_groups(vec![group])).unwrap();
     assert_eq!(errors::check(fetched.groups[0].error_code), Ok(()));
-    fetched.groups[0].topics[0].partitions[0].committed_offset
+    let partition = &fetched.groups[0].topics[0].partitions[0];
+    assert_eq!(errors::check(partition.error_code), Ok(()));
+    partition.committed_offset
 }
 
 #[test]
@@ -76,8 +86,7 @@ fn whoever_causes_the_offsets_topic_gets_the_same_one() {
         let broker = Broker::start();
         let mut client = connect(&broker);
         cause(&mut client);
-        let told = metadata(&mut client, OFFSETS, false);
-        assert_eq!(errors::check(told.error_code), Ok(()), "{api}");
+        let told = offsets_topic(&mut client);
         assert!(told.is_internal, "{api}");
         assert_eq!(told.partitions.len(), 50, "{api}");
         assert!(told.partitions.iter().all(|partition| partition.replica_nodes.len() == 1), "{api}");
@@ -87,6 +96,7 @@ fn whoever_causes_the_offsets_topic_gets_the_same_one() {
                     .with_topics(vec![TopicRequest::default().with_name(topic_name(OFFSETS))]),
             )
             .unwrap();
+        assert_eq!(errors::check(described.topics[0].error_code), Ok(()), "{api}");
         assert!(described.topics[0].is_internal, "{api}");
         for (name, value) in [("retention.ms", "-1"), ("retention.bytes", "-1"), ("compression.type", "producer")] {
             assert_eq!(setting(&mut client, name).as_deref(), Some(value), "{api}: {name}");
@@ -106,7 +116,7 @@ fn a_name_like_an_internal_topics_is_taken_from_nobody() {
         assert!(created.error_message.is_some_and(|why| why.contains("collides with topic '__")), "{like}");
     }
     by_find_coordinator(&mut client);
-    assert_eq!(metadata(&mut client, OFFSETS, false).partitions.len(), 50);
+    assert_eq!(offsets_topic(&mut client).partitions.len(), 50);
 }
 
 #[test]
@@ -117,7 +127,7 @@ fn no_client_makes_groups_lose_their_offsets() {
     by_find_coordinator(&mut client);
     assert_eq!(commit(&mut client, "g", "work", 5), Ok(()));
 
-    let id = metadata(&mut client, OFFSETS, false).topic_id;
+    let id = offsets_topic(&mut client).topic_id;
     for topic in [
         DeleteTopicState::default().with_name(Some(topic_name(OFFSETS))),
         DeleteTopicState::default().with_name(None).with_topic_id(id),

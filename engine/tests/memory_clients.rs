@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,20 +11,22 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use net::client::ClientCodec;
 use net::client::blocking::Client;
+use net::client::{Answer, ClientCodec};
 use net::codec::fetch::{FetchPartition, FetchRequest, FetchTopic};
 use net::codec::produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef};
 use net::codec::request::Request;
-use net::errors;
+use net::errors::{self, ErrorCode};
 use net::messages::describe_configs_request::DescribeConfigsResource;
 use net::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use net::messages::offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics};
 use net::messages::sync_group_request::SyncGroupRequestAssignment;
 use net::messages::{
-    DescribeConfigsRequest, DescribeGroupsRequest, FindCoordinatorRequest, GroupId, JoinGroupRequest,
-    ListOffsetsRequest, MetadataRequest, OffsetFetchRequest, SyncGroupRequest, TopicName,
+    self, DescribeConfigsRequest, DescribeGroupsRequest, FindCoordinatorRequest, GroupId, JoinGroupRequest,
+    ListOffsetsRequest, MetadataRequest, OffsetFetchRequest, SyncGroupRequest,
 };
+use net::records::build::BatchBuilder;
+use net::records::compression::Codec;
 use socket2::{Domain, Socket, Type};
 
 use support::broker::Broker;
@@ -109,7 +112,7 @@ fn answers_that_nobody_reads_take_what_they_may_and_hold_up_nobody() {
         // If memory is short, an answer may be empty. Then a consumer asks again.
         wait_until("records", || {
             let answer = reader.fetch(wire::fetch_request(TOPIC, partition, 5, 500, 1)).expect("an answer");
-            let answer = &answer.responses[0].partitions[0];
+            let answer = wire::only_partition(&answer);
             assert_eq!(errors::check(answer.error_code), Ok(()));
             answer.records.as_ref().is_some_and(|records| !records.is_empty())
         });
@@ -178,7 +181,8 @@ fn few_answers_of_one_connection_are_in_memory_however_many_it_asks_for() {
     };
     let sent = || broker.metric("millrace_kafka_response_bytes_total") as usize;
     let before = sent();
-    client.ask(4, &describe(1)).expect("answered");
+    let described = client.ask(4, &describe(1)).expect("answered").decode::<DescribeConfigsRequest>().expect("decodes");
+    assert_eq!(errors::check(described.results[0].error_code), Ok(()));
     let times = LARGE / (sent() - before) + 1;
     let before = broker.metric("millrace_kafka_requests_total");
     let deaf = ask_in_vain(&broker, 4, &describe(times), REQUESTS);
@@ -326,7 +330,9 @@ fn requests_that_never_end_take_what_they_may_and_hold_up_nobody() {
 fn await_members(client: &mut Client, group: &str, count: usize) {
     wait_until("members", || {
         let describe = DescribeGroupsRequest::default().with_groups(vec![GroupId(wire::text(group))]);
-        client.call(describe).expect("answered").groups[0].members.len() == count
+        let described = &client.call(describe).expect("answered").groups[0];
+        assert_eq!(errors::check(described.error_code), Ok(()));
+        described.members.len() == count
     });
 }
 
@@ -461,17 +467,26 @@ fn with_wide_window(bytes: usize) -> Bytes {
 }
 
 /// Sends a request on many connections at once, and waits for all answers.
-fn ask_all(broker: &Broker, crowd: usize, version: i16, request: &Request) {
-    let mut codec = ClientCodec::new("crowd");
-    let (_, parts) = codec.encode(version, request).expect("the request is valid");
-    let frame = parts.into_bytes();
-    let mut crowd: Vec<TcpStream> =
-        (0..crowd).map(|_| TcpStream::connect(broker.kafka()).expect("it accepts")).collect();
-    crowd.iter_mut().for_each(|client| client.write_all(&frame).expect("the broker reads"));
+fn ask_all(broker: &Broker, crowd: usize, version: i16, request: &Request) -> Vec<Answer> {
+    let mut crowd: Vec<Client> = (0..crowd).map(|_| wire::connect(broker)).collect();
     for client in &mut crowd {
-        client.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout can be set");
-        std::io::Read::read_exact(client, &mut [0; 8]).expect("an answer");
+        client.send(version, request).expect("the broker reads");
     }
+    crowd.iter_mut().map(|client| client.receive().expect("an answer")).collect()
+}
+
+/// A lookup of the first record with this timestamp or a later one in the first partition.
+fn lookup(topic: &str, timestamp: i64) -> Request {
+    let partition = ListOffsetsPartition::default().with_timestamp(timestamp);
+    let topic = ListOffsetsTopic::default().with_name(wire::topic_name(topic)).with_partitions(vec![partition]);
+    ListOffsetsRequest::default().with_replica_id((-1).into()).with_topics(vec![topic]).into()
+}
+
+/// The offset that was found.
+fn found(answer: Answer) -> Result<i64, ErrorCode> {
+    let answer = answer.decode::<ListOffsetsRequest>().expect("it decodes");
+    let partition = &answer.topics[0].partitions[0];
+    errors::check(partition.error_code).map(|()| partition.offset)
 }
 
 /// A batch of 2 KB may ask its decoder to keep 48 MiB.
@@ -487,12 +502,57 @@ fn batches_with_large_windows_are_unfolded_one_at_a_time() {
     let partitions = vec![ProducePartition { index: 0, records: Some(batch.clone()) }];
     let topics = vec![ProduceTopic { topic: TopicRef::Name(wire::text(TOPIC)), partitions }];
     let request = ProduceRequest { transactional_id: None, acks: -1, timeout_ms: 60_000, topics };
-    ask_all(&broker, 12, 9, &request.into());
+    let produced = ask_all(&broker, 12, 9, &request.into()).into_iter().map(|answer| {
+        let answer = answer.decode::<messages::ProduceRequest>().expect("it decodes");
+        let partition = &answer.responses[0].partition_responses[0];
+        assert_eq!(errors::check(partition.error_code), Ok(()));
+        partition.base_offset
+    });
+    assert!(produced.collect::<BTreeSet<_>>().into_iter().eq((0..24).step_by(2)));
     let answer = wire::produce(&mut client, TOPIC, 0, batch);
     assert_eq!((errors::check(answer.error_code), answer.base_offset), (Ok(()), 24));
-    let partition = ListOffsetsPartition::default().with_timestamp(TIME + 1);
-    let topic = ListOffsetsTopic::default().with_name(TopicName(wire::text(TOPIC))).with_partitions(vec![partition]);
-    let lookup = ListOffsetsRequest::default().with_replica_id((-1).into()).with_topics(vec![topic]);
-    ask_all(&broker, 12, 4, &lookup.into());
+    let looked_up = ask_all(&broker, 12, 4, &lookup(TOPIC, TIME + 1));
+    assert!(looked_up.into_iter().all(|answer| found(answer) == Ok(1)));
     assert!(peak(&broker) < BUDGET + BESIDES + WINDOW, "{} MiB", peak(&broker) / MIB);
+}
+
+/// Each lookup unfolds the batch to its end, which takes several turns. Meanwhile it has the batch in memory.
+#[test]
+fn lookups_in_large_batches_from_the_disk_are_counted() {
+    const CROWD: usize = 300;
+    const BYTES: usize = 950_000;
+    let broker = start(&[]);
+    let mut client = wire::connect(&broker);
+    assert_eq!(errors::check(wire::create_topic(&mut client, "looked-up", 1, 1, &[]).error_code), Ok(()));
+    let mut batch = BatchBuilder::new(Codec::Gzip);
+    let mut noise = fastrand::Rng::with_seed(1);
+    let value: Vec<u8> = (0..BYTES).map(|_| noise.u8(..)).collect();
+    batch.push(TIME, None, Some(&value));
+    batch.push(TIME + 1, None, Some(b"last"));
+    let batch = batch.finish();
+    assert!(batch.len() > BYTES * 9 / 10, "{} bytes", batch.len());
+    assert_eq!(errors::check(wire::produce(&mut client, "looked-up", 0, batch).error_code), Ok(()));
+    // Then the broker has it on the disk only.
+    fill(&broker);
+    let cold = || broker.metric("millrace_cold_reads_total");
+    let before = cold();
+    let lookup = lookup("looked-up", TIME + 1);
+    let answers = ask_all(&broker, CROWD, 4, &lookup);
+    assert!(cold() - before >= CROWD as f64, "{} reads", cold() - before);
+    let mut served = 0;
+    for answer in answers {
+        match found(answer) {
+            Ok(offset) => assert_eq!(offset, 1),
+            // Too many lookups came before it. Clients ask again.
+            Err(error) => {
+                assert_eq!(error, ErrorCode::LeaderNotAvailable);
+                continue;
+            }
+        }
+        served += 1;
+    }
+    assert!(served > 0, "none was served");
+    assert!(peak(&broker) < BUDGET + BESIDES, "{} MiB", peak(&broker) / MIB);
+    wait_until("memory that is given back", || broker.metric("millrace_memory_cold_answers_bytes") == 0.0);
+    assert_eq!(found(client.ask(4, &lookup).expect("an answer")), Ok(1));
 }

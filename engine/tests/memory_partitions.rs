@@ -70,7 +70,7 @@ fn delete(client: &mut Client, topic: &str) {
 fn ask_for(client: &mut Client, topic: &str) -> Result<(), ErrorCode> {
     let topic = MetadataRequestTopic::default().with_name(Some(wire::topic_name(topic)));
     let request = MetadataRequest::default().with_topics(Some(vec![topic])).with_allow_auto_topic_creation(true);
-    errors::check(client.call(request).expect("Metadata is answered").topics[0].error_code)
+    errors::check(wire::metadata(client, request).topics[0].error_code)
 }
 
 fn assert_refused((code, message): &(Result<(), ErrorCode>, String), words: &[String]) {
@@ -157,7 +157,9 @@ fn a_broker_takes_the_partitions_that_fit_its_budget_and_serves_them_with_a_smal
     let answer = wire::produce(&mut client, "served", 99, wire::batch(&[b"after"]));
     assert_eq!((errors::check(answer.error_code), answer.base_offset), (Ok(()), 1));
     let fetched = client.fetch(wire::fetch_request("served", 99, 0, 0, 1)).expect("Fetch is answered");
-    let records = fetched.responses[0].partitions[0].records.as_ref().map_or(0, |records| records.len());
+    let partition = wire::only_partition(&fetched);
+    assert_eq!(errors::check(partition.error_code), Ok(()));
+    let records = partition.records.as_ref().map_or(0, |records| records.len());
     assert!(records > 0, "what was there is read");
     let refused = [format!("the cluster has {} partitions", REPLICAS + 50), "takes the metadata of 1260".to_owned()];
     assert_refused(&create_one(&mut client, "one-more", 1, 1), &refused);
@@ -179,10 +181,7 @@ fn the_smallest_broker_of_a_cluster_gets_no_more_than_it_takes_whoever_is_asked(
     cluster.set(SMALL, "memory.budget.bytes", &(64u64 << 20).to_string());
     cluster.begin(SMALL);
     let mut client = wire::connect(cluster.broker(0));
-    wait_until("three brokers", || {
-        let request = MetadataRequest::default().with_topics(Some(Vec::new()));
-        client.call(request).expect("Metadata is answered").brokers.len() == 3
-    });
+    wait_until("three brokers", || wire::alive(&mut client) == 3);
     // It would get 100 partitions of each topic.
     let names: Vec<String> = (0..30).map(|topic| format!("everywhere-{topic}")).collect();
     let answers: Vec<Answers> = thread::scope(|scope| {

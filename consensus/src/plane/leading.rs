@@ -83,7 +83,9 @@ impl Plane {
         // A request in another broker's name would be taken for that broker's own. A request without its number
         // could be applied twice; it is refused below.
         if requests.iter().any(|request| !is_of(from, request)) {
-            tracing::warn!(from, "dropped writes that a broker forwarded in another broker's name");
+            if self.may_tell(now) {
+                tracing::warn!(from, "dropped writes that a broker forwarded in another broker's name");
+            }
             return;
         }
         if !may_lead || requests.is_empty() || requests.iter().any(|request| request.origin.is_none()) {

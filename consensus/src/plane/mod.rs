@@ -64,6 +64,9 @@ use std::{
 use types::RaftIndex;
 use writes::Write;
 
+/// The least time between two lines about messages that no broker sends.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
+
 /// Identifies a write or a question until its answer.
 pub type Token = u64;
 
@@ -177,6 +180,8 @@ pub struct Plane {
     /// Brokers to ask who leads.
     contacts: Vec<i32>,
     next_contact: usize,
+    /// When a line about a message that no broker sends was last logged.
+    told: Option<Duration>,
     /// A deliberate bug for the simulation to find.
     #[cfg(any(test, feature = "sim"))]
     pub(crate) bug: Option<crate::bug::Bug>,
@@ -207,6 +212,7 @@ impl Plane {
             hinted_leader: None,
             contacts: Vec::new(),
             next_contact: 0,
+            told: None,
             #[cfg(any(test, feature = "sim"))]
             bug: None,
         }
@@ -247,6 +253,16 @@ impl Plane {
     /// The broker that leads, as far as this broker knows.
     pub fn leader(&self) -> Option<i32> {
         self.known_leader.map(node_of).or(self.hinted_leader)
+    }
+
+    /// Whether a line about a message that no broker sends may be logged. A faulty broker can cause one with each of
+    /// its messages.
+    fn may_tell(&mut self, now: Duration) -> bool {
+        let may = self.told.is_none_or(|told| now >= told + TOLD_EVERY);
+        if may {
+            self.told = Some(now);
+        }
+        may
     }
 
     fn token(&mut self) -> Token {

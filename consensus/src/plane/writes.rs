@@ -251,7 +251,9 @@ impl Plane {
         }
         match answer {
             Ok(Accepted { results, .. }) if results.len() != write.requests.len() => {
-                tracing::warn!(from, "dropped an answer to a forwarded write with {} results", results.len());
+                if self.may_tell(now) {
+                    tracing::warn!(from, "dropped an answer to a forwarded write with {} results", results.len());
+                }
             }
             Ok(Accepted { term, index, results }) => {
                 #[cfg(any(test, feature = "sim"))]

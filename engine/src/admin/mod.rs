@@ -30,7 +30,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::admin::pages::{Answer, ProcessFigures, Site};
+use crate::{
+    admin::pages::{Answer, ProcessFigures, Site},
+    clock,
+    log_limit::{Admitted, LogLimit},
+};
 
 const CONNECTIONS_MAX: usize = 64;
 /// With the listener, and a connection that is about to be closed.
@@ -88,7 +92,12 @@ impl Admin {
     /// Starts to serve, from a thread that ends with the process.
     pub fn start(self, site: Arc<Site>) -> Result<(), AdminError> {
         let serve = move || {
-            let mut server = Server { listener: self.listener, connections: Vec::new(), process: Process::default() };
+            let mut server = Server {
+                listener: self.listener,
+                connections: Vec::new(),
+                process: Process::default(),
+                log: LogLimit::default(),
+            };
             loop {
                 server.turn(&site);
             }
@@ -115,6 +124,7 @@ struct Server {
     /// In the order of their acceptance.
     connections: Vec<Connection>,
     process: Process,
+    log: LogLimit,
 }
 
 impl Server {
@@ -163,7 +173,11 @@ impl Server {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => false,
             Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => true,
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection on the admin port; trying again in 100 ms");
+                if let Some(Admitted { left_out }) = self.log.admit(clock::now(), "accept", &error.to_string()) {
+                    tracing::warn!(
+                        %error, left_out, "cannot accept a connection on the admin port; trying again in 100 ms"
+                    );
+                }
                 thread::sleep(Duration::from_millis(100));
                 false
             }

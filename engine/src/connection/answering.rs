@@ -5,6 +5,7 @@ use crate::{
     clock,
     core::Core,
     handlers::{self, Pending, Reply},
+    log_limit::Admitted,
     memory::Held,
     rt,
     sync::{Either, both, race},
@@ -203,8 +204,11 @@ async fn send(
             });
         }
         Err(error) => {
-            let (api, version) = (header.api, header.version);
-            tracing::error!(peer = %connection.peer, ?api, version, %error, "cannot encode an answer");
+            let (api, version, peer) = (header.api, header.version, connection.peer);
+            if let Some(Admitted { left_out }) = core.connection_log.admit(clock::now(), peer.ip(), &error.to_string())
+            {
+                tracing::error!(%peer, ?api, version, %error, left_out, "cannot encode an answer");
+            }
             connection.cut();
         }
     }

@@ -15,7 +15,6 @@
 
 mod answering;
 mod aside;
-pub mod log;
 mod quota;
 mod receiving;
 mod stalled;
@@ -25,9 +24,9 @@ pub use stalled::close_stalled;
 
 use crate::{
     clock,
-    connection::log::Admitted,
     core::{Core, messages::Notice},
     handlers::{self, Pending, Reply},
+    log_limit::Admitted,
     memory::{FREE_DECODED_BYTES, Reservation},
     rt,
     sync::{Either, Flag, Notify, race},
@@ -269,8 +268,8 @@ pub async fn accept(core: Rc<Core>, bound: Bound) -> std::io::Result<()> {
                 }
             }
             Either::First(Err(error)) => {
-                if let Some(Admitted { left_out }) = core.connection_log.admit(listener.addr().ip(), &error.to_string())
-                {
+                let own = listener.addr().ip();
+                if let Some(Admitted { left_out }) = core.connection_log.admit(clock::now(), own, &error.to_string()) {
                     tracing::warn!(%error, left_out, "cannot accept a connection; trying again in 100 ms");
                 }
                 rt::sleep(Duration::from_millis(100)).await;
@@ -357,7 +356,7 @@ async fn serve(core: &Rc<Core>, accepted: Accepted, ended: &Rc<Flag>) {
 
 /// Logs why a client's connection is closed, unless there are too many such lines.
 fn closed(core: &Core, peer: SocketAddr, error: &str) {
-    match core.connection_log.admit(peer.ip(), error) {
+    match core.connection_log.admit(clock::now(), peer.ip(), error) {
         Some(Admitted { left_out }) => tracing::warn!(%peer, %error, left_out, "closing a connection"),
         None => {
             core.metrics.connection_lines_left_out_total.add(1);

@@ -1,6 +1,9 @@
 //! The environment of a group's rules: time, timers, randomness and outputs.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use fastrand::Rng;
@@ -19,6 +22,7 @@ use super::{
     records::{CommittedOffset, GroupRecord},
     timers::Timers,
 };
+use crate::log_limit::{Admitted, LogLimit};
 
 /// Two clocks, so that a change of the wall clock ends no session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,6 +31,12 @@ pub struct Now {
     pub mono_ms: u64,
     /// Ms since the epoch. Records bear it.
     pub wall_ms: i64,
+}
+
+impl Now {
+    pub(crate) fn mono(self) -> Duration {
+        Duration::from_millis(self.mono_ms)
+    }
 }
 
 /// Identifies an append until [`super::Coordinator::appended`] reports its outcome.
@@ -129,6 +139,8 @@ pub(crate) struct Env<'a, T> {
     pub(crate) room_bytes: usize,
     /// The topics that exist now.
     pub(crate) known: Known,
+    /// Limits the lines about groups.
+    pub(crate) log: &'a LogLimit,
     pub(crate) rng: &'a mut Rng,
     pub(crate) timers: &'a mut Timers,
     pub(crate) appends: &'a mut Appends<T>,
@@ -170,6 +182,14 @@ impl<T> Env<'_, T> {
         self.appends.next += 1;
         self.appends.open.insert(id, then);
         self.out.push(Output::Append { id, batch: batch.finish() });
+    }
+
+    /// Logs an event of a group, unless there are too many such lines. Clients can cause one with each request.
+    pub(crate) fn log(&self, group: &StrBytes, event: &str) {
+        match self.log.admit(self.now.mono(), group, event) {
+            Some(Admitted { left_out }) => tracing::info!(%group, left_out, "{event}"),
+            None => tracing::debug!(%group, "{event}"),
+        }
     }
 
     pub(crate) fn after(&self, ms: u64) -> u64 {

@@ -33,6 +33,7 @@ use crate::{
     },
     core::{Core, long_work::Work, messages::Notice, receipts::ReceiptId},
     handlers::{METADATA_TOPIC, metadata_log},
+    log_limit::{Admitted, LogLimit},
     memory::Budget,
     partition::{Acks, Committed, FetchRead, Partition, PartitionError, admission::Turn},
     rt,
@@ -90,6 +91,8 @@ impl Topics for Shown<'_> {
 /// The coordinators of one core.
 pub struct Coordinators {
     origin: Duration,
+    /// Limits the lines about groups.
+    log: Rc<LogLimit>,
     seats: RefCell<BTreeMap<GroupId, Rc<Seat>>>,
 }
 
@@ -110,7 +113,7 @@ struct Seat {
 
 impl Default for Coordinators {
     fn default() -> Self {
-        Self { origin: clock::now(), seats: RefCell::default() }
+        Self { origin: clock::now(), log: Rc::default(), seats: RefCell::default() }
     }
 }
 
@@ -271,6 +274,7 @@ fn seat(core: &Rc<Core>, group: GroupId) -> Option<Rc<Seat>> {
     }
     let partition = core.partition(group).filter(|partition| partition.leads())?;
     let coordinator = Coordinator::new(settings(&core.config), fastrand::u64(..));
+    let coordinator = coordinator.log_with(core.coordinators.log.clone());
     let seat = Rc::new(Seat {
         partition,
         coordinator: RefCell::new(Some(coordinator)),
@@ -400,8 +404,12 @@ async fn run(core: Rc<Core>, seat: Rc<Seat>) {
         // Another coordinator of this partition may have begun since.
         Err(_) if seat.has_resigned() => return,
         Err(error) => {
-            tracing::error!(partition = %seat.partition.name, ?error, "cannot load a group coordinator; its groups are not served");
-            return core.coordinators.resign(seat.partition.group());
+            // The next request to one of its groups begins another load.
+            let (partition, group) = (&seat.partition.name, seat.partition.group());
+            if let Some(Admitted { left_out }) = core.partition_log.admit(clock::now(), group, "cannot load") {
+                tracing::error!(%partition, ?error, left_out, "cannot load a group coordinator; its groups are not served");
+            }
+            return core.coordinators.resign(group);
         }
     }
     seat.call(&core, |coordinator, now, _| coordinator.loaded(now));
@@ -440,7 +448,12 @@ async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
             count += 1;
             if let Some(coordinator) = &mut *seat.coordinator.borrow_mut() {
                 for unusable in core.view(|view| coordinator.replay(&Shown(view), &batch)) {
-                    tracing::warn!(partition = %seat.partition.name, %unusable, "skipped while loading groups");
+                    let (partition, group) = (&seat.partition.name, seat.partition.group());
+                    if let Some(Admitted { left_out }) =
+                        core.partition_log.admit(clock::now(), group, &unusable.to_string())
+                    {
+                        tracing::warn!(%partition, %unusable, left_out, "skipped while loading groups");
+                    }
                 }
             }
             share.take_bytes(batch.len());

@@ -51,7 +51,7 @@ mod tests;
 mod timers;
 mod topics;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, rc::Rc};
 
 use bytes::Bytes;
 use fastrand::Rng;
@@ -83,6 +83,7 @@ use self::{
     timers::{Slot, Timer, Timers},
     topics::Sweep,
 };
+use crate::log_limit::{Admitted, LogLimit};
 
 /// Most bytes that one replayed batch may decompress to: 64 MiB. The coordinator writes its own batches uncompressed.
 const REPLAY_BATCH_BYTES_MAX: usize = 64 << 20;
@@ -102,6 +103,7 @@ pub enum Unusable {
 #[derive(Debug)]
 pub struct Coordinator<T> {
     config: Config,
+    log: Rc<LogLimit>,
     rng: Rng,
     loading: bool,
     groups: BTreeMap<StrBytes, Group<T>>,
@@ -134,6 +136,7 @@ impl<T> Coordinator<T> {
         config.assert_possible();
         Coordinator {
             config,
+            log: Rc::default(),
             rng: Rng::with_seed(seed),
             loading: true,
             groups: BTreeMap::new(),
@@ -146,6 +149,11 @@ impl<T> Coordinator<T> {
             appends: Appends::default(),
             out: Vec::new(),
         }
+    }
+
+    /// Shares the limit on log lines with the core's other coordinators.
+    pub fn log_with(self, log: Rc<LogLimit>) -> Coordinator<T> {
+        Coordinator { log, ..self }
     }
 
     /// Number of groups.
@@ -336,7 +344,10 @@ impl<T> Coordinator<T> {
             Then::Emptied { group, reply } => {
                 if let Err(error) = outcome {
                     // The log still has the members. A restart loads them, and their sessions then time out.
-                    tracing::warn!(group = %group, error = error.code(), "could not store that the group is empty");
+                    let what = "could not store that the group is empty";
+                    if let Some(Admitted { left_out }) = self.log.admit(now.mono(), &group, what) {
+                        tracing::warn!(%group, %error, left_out, "{what}");
+                    }
                 }
                 if let Some((waiting, response)) = reply {
                     let refused = |error: ErrorCode| {
@@ -359,6 +370,7 @@ impl<T> Coordinator<T> {
             config: &self.config,
             room_bytes: self.config.state_bytes_max.saturating_sub(self.bytes),
             known: self.known,
+            log: &self.log,
             rng: &mut self.rng,
             timers: &mut self.timers,
             appends: &mut self.appends,
@@ -379,6 +391,7 @@ impl<T> Coordinator<T> {
             config: &self.config,
             room_bytes: self.config.state_bytes_max.saturating_sub(self.bytes),
             known: self.known,
+            log: &self.log,
             rng: &mut self.rng,
             timers: &mut self.timers,
             appends: &mut self.appends,

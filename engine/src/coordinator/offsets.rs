@@ -107,7 +107,7 @@ impl<T> Group<T> {
             response.topics.push(answered);
         }
         if has_read_another && self.state == State::Stable {
-            tracing::info!(group = %self.id, member = %request.member_id, "a topic of the member was recreated");
+            env.log(&self.id, &format!("a topic of member {} was recreated", request.member_id));
             self.prepare_rebalance(env);
         }
         if changes.is_empty() {

@@ -83,7 +83,7 @@ impl<T> Group<T> {
         };
         let gone: Vec<StrBytes> = self.members.iter().filter_map(gone).collect();
         for id in &gone {
-            tracing::info!(group = %self.id, member = %id, "removed from the group: it did not join again in time");
+            env.log(&self.id, &format!("removed member {id}: it did not join again in time"));
             let member = self.remove(id, env.timers).expect("it is a member");
             self.dismiss(member, env);
         }
@@ -106,7 +106,7 @@ impl<T> Group<T> {
         self.protocol = None;
         self.leader = None;
         self.transition(State::Empty, env.now);
-        tracing::info!(group = %self.id, generation = self.generation, "the group is empty");
+        env.log(&self.id, &format!("the group is empty in generation {}", self.generation));
         self.logged = true;
         let record = self.record(|_, _| Bytes::new());
         env.append(&[record], Then::Emptied { group: self.id.clone(), reply: None });
@@ -130,8 +130,8 @@ impl<T> Group<T> {
         self.generation = self.next_generation();
         self.protocol = Some(self.select_protocol().expect("each member was admitted for a protocol that all know"));
         self.transition(State::CompletingRebalance, env.now);
-        let members = self.members.len();
-        tracing::info!(group = %self.id, generation = self.generation, members, "all members have joined");
+        let (generation, members) = (self.generation, self.members.len());
+        env.log(&self.id, &format!("all members have joined generation {generation}: {members}"));
         let ids: Vec<StrBytes> = self.members.keys().cloned().collect();
         for id in &ids {
             let response = self.join_response(id);
@@ -159,7 +159,7 @@ impl<T> Group<T> {
         let owing: Vec<StrBytes> =
             self.members.iter().filter(|(_, member)| member.owes_sync).map(|(id, _)| id.clone()).collect();
         for id in &owing {
-            tracing::info!(group = %self.id, member = %id, "removed from the group: it did not ask for its assignment");
+            env.log(&self.id, &format!("removed member {id}: it did not ask for its assignment"));
             let member = self.remove(id, env.timers).expect("it is a member");
             self.dismiss(member, env);
         }

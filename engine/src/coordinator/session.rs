@@ -152,7 +152,7 @@ impl<T> Group<T> {
         if !member.is_new && (member.joining.is_some() || member.syncing.is_some()) {
             return;
         }
-        tracing::info!(group = %self.id, member = %id, "removed from the group: its session timed out");
+        env.log(&self.id, &format!("removed member {id}: its session timed out"));
         let member = self.remove(id, env.timers).expect("it is a member");
         self.dismiss(member, env);
         self.rebalance_or_complete(env);
@@ -194,7 +194,7 @@ impl<T> Group<T> {
             identity.member_id.clone()
         };
         if let Some(member) = self.remove(&id, env.timers) {
-            tracing::info!(group = %self.id, member = %id, "left the group");
+            env.log(&self.id, &format!("member {id} left"));
             self.dismiss(member, env);
         }
         Ok(())

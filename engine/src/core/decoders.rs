@@ -22,14 +22,9 @@ pub struct Decoders {
     wide: Line,
 }
 
-/// Whether a batch needs its place even for its first turn.
-pub fn is_wide(window: usize) -> bool {
-    window > WINDOW_USUAL_MAX
-}
-
 impl Decoders {
     /// Joins a line for a decoder with this window. It may unfold once the place is the first of its line.
-    pub fn join(&self, window: usize) -> Place {
+    fn join(&self, window: usize) -> Place {
         if is_wide(window) {
             return self.wide.join();
         }
@@ -42,9 +37,58 @@ impl Decoders {
     }
 }
 
+fn is_wide(window: usize) -> bool {
+    window > WINDOW_USUAL_MAX
+}
+
+/// The decoder of one batch: whether it may unfold now, and be kept until its next turn.
+pub struct Decoder {
+    window: usize,
+    place: Option<Place>,
+}
+
+impl Decoder {
+    /// `window`: the bytes that the decoder keeps. 0: the batch is not compressed, so that it needs no place.
+    pub fn new(window: usize) -> Self {
+        Self { window, place: None }
+    }
+
+    /// Whether the batch may be unfolded in this turn. With a large window, it needs its place even for its first turn.
+    pub fn may_unfold(&self) -> bool {
+        self.place.is_some() || !is_wide(self.window)
+    }
+
+    /// Keeps the decoder until its next turn if there is a place for it now. Returns whether it is kept.
+    pub fn try_keep(&mut self, decoders: &Decoders) -> bool {
+        if self.place.is_none() && self.window > 0 {
+            self.place = Some(decoders.join(self.window)).filter(Place::is_first);
+        }
+        self.place.is_some() || self.window == 0
+    }
+
+    /// Keeps the decoder until its next turn. If there is no place for it now, it waits for one, and `rewind` drops
+    /// what was unfolded before.
+    pub async fn keep(&mut self, decoders: &Decoders, rewind: impl FnOnce()) {
+        if self.place.is_some() || self.window == 0 {
+            return;
+        }
+        let place = decoders.join(self.window);
+        if !place.is_first() {
+            rewind();
+            place.first().await;
+        }
+        self.place = Some(place);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{
+        future::Future,
+        pin::pin,
+        task::{Context, Waker},
+    };
 
     #[test]
     fn few_usual_windows_and_one_wide_one_have_a_place_at_a_time() {
@@ -56,6 +100,32 @@ mod tests {
         usual.drain(..USUAL);
         assert!(usual.iter().all(Place::is_first));
         drop((usual, wide));
+        assert_eq!(decoders.waiting(), 0);
+    }
+
+    #[test]
+    fn a_decoder_without_a_place_is_rewound_and_waits_and_one_of_a_plain_batch_never_does() {
+        let decoders = Decoders::default();
+        let mut kept: Vec<Decoder> = (0..USUAL).map(|_| Decoder::new(1)).collect();
+        assert!(kept.iter_mut().all(|decoder| decoder.may_unfold() && decoder.try_keep(&decoders)));
+        let mut context = Context::from_waker(Waker::noop());
+        let (mut late, mut rewound) = (Decoder::new(1), false);
+        assert!(late.may_unfold() && !late.try_keep(&decoders));
+        assert_eq!(decoders.waiting(), USUAL, "it waits in no line");
+        {
+            let mut waits = pin!(late.keep(&decoders, || rewound = true));
+            assert!(waits.as_mut().poll(&mut context).is_pending());
+            kept.remove(0);
+            assert!(waits.as_mut().poll(&mut context).is_ready());
+        }
+        assert!(rewound && late.try_keep(&decoders));
+
+        let mut plain = Decoder::new(0);
+        assert!(plain.may_unfold() && plain.try_keep(&decoders));
+        assert!(pin!(plain.keep(&decoders, || panic!("it is kept"))).poll(&mut context).is_ready());
+        let mut wide = Decoder::new(WINDOW_USUAL_MAX + 1);
+        assert!(!wide.may_unfold() && wide.try_keep(&decoders) && wide.may_unfold());
+        drop((kept, late, plain, wide));
         assert_eq!(decoders.waiting(), 0);
     }
 }

@@ -39,7 +39,7 @@ use crate::{
         peers::Peers,
     },
     config::{Config, cluster as config_cluster, topic::Inherited, value::HostPort},
-    connection::{Connections, Spread, log::ConnectionLog},
+    connection::{Connections, Spread},
     coordinator::host::Coordinators,
     core::{
         decoders::Decoders,
@@ -56,6 +56,7 @@ use crate::{
     handlers::{Fetches, Placement, ProducerIds, Unreadable},
     host::disk::Disk,
     liveness::Groups,
+    log_limit::LogLimit,
     memory::{self, Lasting, Memory},
     metrics::CoreMetrics,
     partition::{
@@ -202,8 +203,10 @@ pub struct Core {
     /// Notified at each such try.
     disk_filled: Notify,
     pub connections: Connections,
-    /// Also used for the peer port.
-    pub connection_log: Rc<ConnectionLog>,
+    /// Limits the lines about connections, on the Kafka port and the peer port together.
+    pub connection_log: Rc<LogLimit>,
+    /// Limits the lines about partitions that reads and other replicas can cause.
+    pub partition_log: Rc<LogLimit>,
     pub lifecycle: Lifecycle,
 }
 
@@ -267,6 +270,7 @@ impl Core {
             disk_filled: Notify::default(),
             connections: Connections::new(parts.spread),
             connection_log: Rc::default(),
+            partition_log: Rc::default(),
             lifecycle: Lifecycle::default(),
         })
     }

@@ -281,12 +281,15 @@ async fn answer(
     budget: &Budget,
     work: &mut Work<'_>,
 ) -> GroupResponse {
-    let Some(partitions) = offsets_partitions(core) else {
-        return match request {
-            GroupRequest::ListGroups(_) => request.empty_response(),
-            _ => request.refuse(context.version, ErrorCode::NotCoordinator),
-        };
-    };
+    let mut partitions = offsets_partitions(core);
+    if partitions.is_none() && matches!(request, GroupRequest::DescribeGroups(_)) {
+        // Another broker may have created the topic, and a group.
+        if meta::linearize(core).await.is_err() {
+            return request.refuse(context.version, ErrorCode::CoordinatorNotAvailable);
+        }
+        partitions = offsets_partitions(core);
+    }
+    let Some(partitions) = partitions else { return request.without_groups(context.version) };
     if let GroupRequest::OffsetCommit(commit) = request {
         return commit_known(core, commit, partitions, context).await.into();
     }

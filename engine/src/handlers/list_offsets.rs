@@ -5,10 +5,12 @@ use crate::{
     clock,
     cluster::meta::{self, META_CORE, META_GROUP},
     core::{
-        Core, decoders,
+        Core,
+        decoders::Decoder,
         long_work::Work,
         messages::{FindEpochEnds, FindInMetadata, FindOffsets},
     },
+    log_limit::Admitted,
     memory::Held,
     partition::Partition,
 };
@@ -23,14 +25,14 @@ use net::{
         offset_for_leader_epoch_response::{EpochEndOffset, OffsetForLeaderTopicResult},
     },
     records::{
-        batch::BatchHeader,
         record::{ReadError, Searched, TimestampSearch},
-        scan::{self, unfolded_bytes_max},
+        scan::unfolded_bytes_max,
     },
 };
 use std::{
     cell::RefCell,
     collections::{BTreeMap, VecDeque},
+    ops::Range,
     rc::Rc,
     time::Duration,
 };
@@ -226,21 +228,42 @@ async fn by_timestamp(
     until: Duration,
 ) -> Result<Place, ErrorCode> {
     let core = work.core();
-    let Some((found, _held)) = look_up(core, partition, wanted, end, until).await? else { return Ok(NOWHERE) };
+    let mut from = 0;
+    // A batch's header may name a later timestamp than its records have, if the broker stored the batch unchecked. As
+    // in Kafka, the search then goes on behind it.
+    while let Some((found, held)) = look_up(core, partition, wanted, from..end, until).await? {
+        if let Some((offset, timestamp)) = search_stored(work, partition, &found, wanted).await? {
+            return Ok(Place { offset, timestamp, leader_epoch: partition.epoch_of(found.base_offset) });
+        }
+        from = found.end_offset();
+        drop((found, held));
+        work.entry().await;
+    }
+    Ok(NOWHERE)
+}
+
+/// Searches a stored batch. One that is broken is searched once.
+async fn search_stored(
+    work: &mut Work<'_>,
+    partition: &Partition,
+    found: &Batch,
+    wanted: i64,
+) -> Result<Option<(i64, i64)>, ErrorCode> {
+    let core = work.core();
     let batch = (partition.group(), found.index, found.term);
     if core.unreadable.knows(&batch) {
         return Err(ErrorCode::CorruptMessage);
     }
-    let record = search(work, &found.bytes, wanted).await.map_err(|error| {
-        tracing::error!(partition = %partition.name, offset = found.base_offset, %error, "cannot read a stored batch");
+    search(work, &found.bytes, wanted).await.map_err(|error| {
+        let (name, offset) = (&partition.name, found.base_offset);
+        if let Some(Admitted { left_out }) =
+            core.partition_log.admit(clock::now(), partition.group(), &error.to_string())
+        {
+            tracing::error!(partition = %name, offset, %error, left_out, "cannot read a stored batch");
+        }
         core.unreadable.note(batch);
         ErrorCode::CorruptMessage
-    })?;
-    Ok(record.map_or(NOWHERE, |(offset, timestamp)| Place {
-        offset,
-        timestamp,
-        leader_epoch: partition.epoch_of(found.base_offset),
-    }))
+    })
 }
 
 /// A batch up to this size is not counted: the smallest read from the disk is as large.
@@ -254,15 +277,18 @@ async fn look_up(
     core: &Core,
     partition: &Partition,
     wanted: i64,
-    end: u64,
+    offsets: Range<u64>,
     until: Duration,
 ) -> Result<Option<(Batch, Option<Held>)>, ErrorCode> {
     let mut held = None;
     loop {
         let place = core.lookups.join();
         place.first().await;
-        let found = core.store.find_timestamp(partition.group(), wanted, end).await.map_err(|error| {
-            tracing::error!(partition = %partition.name, wanted, %error, "cannot look up a timestamp");
+        let group = partition.group();
+        let found = core.store.find_timestamp(group, wanted, offsets.clone()).await.map_err(|error| {
+            if let Some(Admitted { left_out }) = core.partition_log.admit(clock::now(), group, &error.to_string()) {
+                tracing::error!(partition = %partition.name, wanted, %error, left_out, "cannot look up a timestamp");
+            }
             ErrorCode::KafkaStorageError
         })?;
         let Some(found) = found else { return Ok(None) };
@@ -283,29 +309,18 @@ async fn look_up(
 
 /// Searches a batch in turns. Decompresses no more than needed to find the record.
 async fn search(work: &mut Work<'_>, batch: &Bytes, wanted: i64) -> Result<Option<(i64, i64)>, ReadError> {
-    let window = scan::window(batch, &BatchHeader::read(batch)?);
-    let begin = || TimestampSearch::new(batch, wanted, unfolded_bytes_max(batch.len()));
-    let mut place = None;
-    if decoders::is_wide(window) {
-        let wide = work.core().decoders.join(window);
-        wide.first().await;
-        place = Some(wide);
+    let decoders = &work.core().decoders;
+    let mut search = TimestampSearch::new(batch, wanted, unfolded_bytes_max(batch.len()))?;
+    let mut decoder = Decoder::new(search.window());
+    if !decoder.may_unfold() {
+        decoder.keep(decoders, || {}).await;
         work.resume();
     }
-    let mut search = begin()?;
     loop {
         if let Searched::Found(found) = search.step(&mut work.share)? {
             return Ok(found);
         }
-        if window > 0 && place.is_none() {
-            let joined = work.core().decoders.join(window);
-            if !joined.is_first() {
-                drop(search);
-                joined.first().await;
-                search = begin()?;
-            }
-            place = Some(joined);
-        }
+        decoder.keep(decoders, || search.rewind()).await;
         work.pause().await;
     }
 }

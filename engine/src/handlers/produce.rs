@@ -7,14 +7,10 @@ use super::{Pending, Reply, cluster::brokers, timeout_of, weight};
 use crate::{
     clock,
     cluster::meta,
-    core::{Core, decoders, long_work::Work, messages::Append},
+    core::{Core, decoders::Decoder, long_work::Work, messages::Append},
     partition::{Acks, Appended, Committed, PartitionError, admission::Turn},
     rt,
-    sync::{
-        self, Either, Promise,
-        line::{Line, Place},
-        promise, race,
-    },
+    sync::{self, Either, Promise, line::Line, promise, race},
 };
 use bytes::Bytes;
 use net::{
@@ -110,9 +106,7 @@ struct Checking {
     /// The partitions left in the answer's last topic.
     partitions: std::vec::IntoIter<ProducePartition>,
     /// The batch being checked.
-    batch: Option<(GroupId, Check)>,
-    /// Its place among the core's decoders, if it needs more than one turn.
-    decoder: Option<Place>,
+    batch: Option<(GroupId, Check, Decoder)>,
     by_owner: Vec<Vec<Item>>,
     /// The number of batches in `by_owner`.
     gathered: usize,
@@ -138,7 +132,6 @@ impl Checking {
             topics: request.topics.into_iter(),
             partitions: Vec::new().into_iter(),
             batch: None,
-            decoder: None,
             by_owner: (0..core.cores()).map(|_| Vec::new()).collect(),
             gathered: 0,
             parts: Vec::new(),
@@ -149,35 +142,25 @@ impl Checking {
     /// Before a wait: a batch that is not done keeps its decoder only if it gets a place for it at once. While the
     /// request `waits` for earlier ones of its connection, it holds no place.
     fn rest(&mut self, core: &Core, waits: bool) {
-        let Some((_, check)) = &mut self.batch else { return };
-        let place = core.decoders.join(check.window());
-        if waits || !place.is_first() {
+        if let Some((_, check, decoder)) = &mut self.batch
+            && (waits || !decoder.try_keep(&core.decoders))
+        {
             check.rewind();
-        } else {
-            self.decoder = Some(place);
         }
     }
 
     /// Waits for a place for the decoder of the batch that is being checked.
     async fn decoder(&mut self, core: &Core) {
-        let Some((_, check)) = self.batch.as_mut().filter(|_| self.decoder.is_none()) else { return };
-        let window = check.window();
-        if window == 0 {
-            return;
+        if let Some((_, check, decoder)) = &mut self.batch {
+            decoder.keep(&core.decoders, || check.rewind()).await;
         }
-        let place = core.decoders.join(window);
-        if !place.is_first() {
-            check.rewind();
-            place.first().await;
-        }
-        self.decoder = Some(place);
     }
 
     /// Continues until the share is spent. Returns whether all batches are checked.
     fn step(&mut self, core: &Rc<Core>, share: &mut Share) -> bool {
         loop {
-            if let Some((group, check)) = &mut self.batch {
-                if self.decoder.is_none() && decoders::is_wide(check.window()) {
+            if let Some((group, check, decoder)) = &mut self.batch {
+                if !decoder.may_unfold() {
                     return false;
                 }
                 let (group, checked) = match check.step(share) {
@@ -185,7 +168,7 @@ impl Checking {
                     Ok(Some(checked)) => (*group, Ok(checked)),
                     Err(error) => (*group, Err(Refusal::from(error))),
                 };
-                (self.batch, self.decoder) = (None, None);
+                self.batch = None;
                 self.place(core, group, checked);
             }
             let Some(partition) = self.partitions.next() else {
@@ -197,7 +180,10 @@ impl Checking {
             let (topic, indexes) = self.answer.topics.last_mut().expect("the partition is of a topic");
             indexes.push(partition.index);
             match begin(core, topic, partition, self.version, self.acks, self.is_transactional) {
-                Ok(begun) => self.batch = Some(begun),
+                Ok((group, check)) => {
+                    let decoder = Decoder::new(check.window());
+                    self.batch = Some((group, check, decoder));
+                }
                 Err(refusal) => self.answer.outcomes.push(Err(refusal)),
             }
             share.take_entry();

@@ -12,7 +12,9 @@
 
 use super::{Partition, peering::has_batch};
 use crate::{
+    clock,
     core::{Core, pace::Turn},
+    log_limit::Admitted,
     partition::replica,
     rt,
 };
@@ -201,7 +203,12 @@ impl Partition {
                 Some(entries)
             }
             Err(error) => {
-                tracing::warn!(partition = %self.name, %error, "cannot read entries that a replica lacks; retrying");
+                let line = error.to_string();
+                if let Some(Admitted { left_out }) = core.partition_log.admit(clock::now(), self.group(), &line) {
+                    tracing::warn!(
+                        partition = %self.name, %error, left_out, "cannot read entries that a replica lacks; retrying"
+                    );
+                }
                 None
             }
         }

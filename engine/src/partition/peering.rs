@@ -6,7 +6,9 @@
 
 use super::Partition;
 use crate::{
+    clock,
     core::Core,
+    log_limit::Admitted,
     partition::replica::{self, Payload},
 };
 use bytes::Bytes;
@@ -88,7 +90,12 @@ impl Partition {
             }
             Err(why) => {
                 core.metrics.replication_damaged_total.add(1);
-                tracing::warn!(partition = %self.name, from = message.from, why, "entries of another replica were dropped");
+                let from = message.from;
+                if let Some(Admitted { left_out }) = core.partition_log.admit(clock::now(), self.group(), why) {
+                    tracing::warn!(
+                        partition = %self.name, from, why, left_out, "entries of another replica were dropped"
+                    );
+                }
             }
         }
     }

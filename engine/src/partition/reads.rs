@@ -1,7 +1,7 @@
 //! Consumers' reads of a partition: whole batches below its high watermark.
 
 use super::{Partition, errors::PartitionError};
-use crate::core::Core;
+use crate::{clock, core::Core, log_limit::Admitted};
 use bytes::Bytes;
 use std::pin::Pin;
 use wal::store::read::{self as log_read, Read, ReadError};
@@ -38,13 +38,15 @@ impl Partition {
         match core.store.read(self.group(), offset, below, bytes_max, at_least_one) {
             Read::Memory(batches) => FetchRead::Hot(bytes(batches)),
             Read::Cold(read) => {
-                let name = self.name.clone();
+                let (name, group, log) = (self.name.clone(), self.group(), core.partition_log.clone());
                 FetchRead::Cold(Box::pin(async move {
                     read.await.map(bytes).map_err(|error| {
                         if matches!(error, ReadError::Changed) {
                             return PartitionError::LogChanged;
                         }
-                        tracing::error!(partition = %name, offset, %error, "cannot read a segment");
+                        if let Some(Admitted { left_out }) = log.admit(clock::now(), group, &error.to_string()) {
+                            tracing::error!(partition = %name, offset, %error, left_out, "cannot read a segment");
+                        }
                         PartitionError::Storage
                     })
                 }))

@@ -7,7 +7,9 @@
 
 use super::{Partition, State};
 use crate::{
+    clock,
     core::Core,
+    log_limit::Admitted,
     partition::{
         producers::{Producers, RestoreError},
         replica,
@@ -99,10 +101,13 @@ impl Partition {
         let mut context = log.first_offset.to_le_bytes().to_vec();
         context.extend_from_slice(&self.state.borrow().producers.snapshot_at(index, PRODUCERS_BYTES_MAX));
         message.context = context.into();
-        tracing::info!(
-            partition = %self.name, to, %index, offset = log.first_offset,
-            "sending a snapshot: a replica lacks entries before the log's start"
-        );
+        if let Some(Admitted { left_out }) = core.partition_log.admit(clock::now(), self.group(), "sending a snapshot")
+        {
+            tracing::info!(
+                partition = %self.name, to, %index, offset = log.first_offset, left_out,
+                "sending a snapshot: a replica lacks entries before the log's start"
+            );
+        }
         core.metrics.replication_snapshots_total.add(1);
         core.peers().send_on(Lane::Data, to, PeerMessage::Raft { group: self.group(), message });
         self.replica.with(|raft| raft.report_snapshot(to, true));
@@ -112,19 +117,25 @@ impl Partition {
         let index = RaftIndex::new(message.get_snapshot().get_metadata().index);
         let Begin { offset, producers, blob } = match Begin::decode(&message.context) {
             Ok(begin) => begin,
-            Err(why) => return tracing::warn!(partition = %self.name, %why, "a snapshot was dropped"),
+            Err(why) => return self.snapshot_dropped(core, &why.to_string()),
         };
         if !self.replica.is_fit(core, &message) {
             return;
         }
         if index > self.replica.with(|raft| raft.commit()) && offset < self.high_watermark() {
             let why = BeginError::BelowCommitted { offset, committed: self.high_watermark() };
-            return tracing::warn!(partition = %self.name, %why, "a snapshot was dropped");
+            return self.snapshot_dropped(core, &why.to_string());
         }
         self.coming.replace(Some(Coming { index, offset, producers, blob }));
         self.replica.with(|raft| raft.step_snapshot(message));
         replica::stage(core, &**self);
         self.coming.take();
+    }
+
+    fn snapshot_dropped(&self, core: &Core, why: &str) {
+        if let Some(Admitted { left_out }) = core.partition_log.admit(clock::now(), self.group(), why) {
+            tracing::warn!(partition = %self.name, why, left_out, "a snapshot was dropped");
+        }
     }
 
     /// Restarts the log after the snapshot that was just stepped.

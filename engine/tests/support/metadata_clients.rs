@@ -221,7 +221,9 @@ pub fn see(client: &mut Client, name: Option<&str>) -> Result<Option<Shown>, Cli
     let asked = name.map(|name| vec![MetadataRequestTopic::default().with_name(Some(topic_name(name)))]);
     let request = MetadataRequest::default().with_topics(asked).with_allow_auto_topic_creation(false);
     let mut shown = Shown::new();
-    for topic in client.call(request)?.topics {
+    let told = client.call(request)?;
+    assert_eq!(told.error_code, errors::NONE);
+    for topic in told.topics {
         match errors::check(topic.error_code) {
             Ok(()) => {}
             Err(ErrorCode::UnknownTopicOrPartition) => continue,

@@ -6,19 +6,20 @@ use net::client::blocking::Client;
 use net::codec::fetch::{FetchPartition, FetchRequest, FetchTopic};
 use net::codec::produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef};
 use net::errors::{self, ErrorCode};
-use net::messages::MetadataRequest;
 use net::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use net::messages::create_topics_response::CreatableTopicResult;
+use net::messages::fetch_response::PartitionData;
 use net::messages::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
 use net::messages::join_group_request::JoinGroupRequestProtocol;
 use net::messages::metadata_request::MetadataRequestTopic;
-use net::messages::metadata_response::MetadataResponsePartition;
+use net::messages::metadata_response::{MetadataResponsePartition, MetadataResponseTopic};
 use net::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
 use net::messages::produce_response::PartitionProduceResponse;
 use net::messages::sync_group_request::SyncGroupRequestAssignment;
 use net::messages::{
-    CreateTopicsRequest, FindCoordinatorRequest, GroupId, IncrementalAlterConfigsRequest, JoinGroupRequest,
-    JoinGroupResponse, OffsetCommitRequest, SyncGroupRequest, TopicName,
+    CreateTopicsRequest, FetchResponse, FindCoordinatorRequest, GroupId, IncrementalAlterConfigsRequest,
+    JoinGroupRequest, JoinGroupResponse, MetadataRequest, MetadataResponse, OffsetCommitRequest, SyncGroupRequest,
+    TopicName,
 };
 use net::records::build::BatchBuilder;
 
@@ -65,11 +66,41 @@ pub fn fetch_request(topic: &str, partition: i32, offset: i64, max_wait_ms: i32,
     FetchRequest::of_consumer(max_wait_ms, min_bytes, 1 << 24, vec![topic])
 }
 
+/// The only partition in the answer to a fetch. The answer as a whole must bear no error.
+pub fn only_partition(fetched: &FetchResponse) -> &PartitionData {
+    assert_eq!(errors::check(fetched.error_code), Ok(()));
+    let partitions: Vec<&PartitionData> = fetched.responses.iter().flat_map(|topic| &topic.partitions).collect();
+    let [partition] = partitions[..] else { panic!("{} partitions", partitions.len()) };
+    partition
+}
+
+/// A broker's answer to a request for metadata. As a whole, it must bear no error.
+pub fn metadata(client: &mut Client, request: MetadataRequest) -> MetadataResponse {
+    let told = client.call(request).expect("Metadata is answered");
+    assert_eq!(errors::check(told.error_code), Ok(()));
+    told
+}
+
+/// The number of brokers that are alive according to one of them.
+pub fn alive(client: &mut Client) -> usize {
+    metadata(client, MetadataRequest::default().with_topics(Some(Vec::new()))).brokers.len()
+}
+
+/// The names of all topics, each told without an error.
+pub fn topics(client: &mut Client) -> Vec<String> {
+    let all = metadata(client, MetadataRequest::default().with_topics(None)).topics;
+    let name = |topic: MetadataResponseTopic| {
+        assert_eq!(errors::check(topic.error_code), Ok(()), "{topic:?}");
+        topic.name.expect("a topic has a name").to_string()
+    };
+    all.into_iter().map(name).collect()
+}
+
 /// The partitions of a topic as a broker returns them, in their order.
 pub fn partitions(client: &mut Client, topic: &str) -> Vec<MetadataResponsePartition> {
     let topic = MetadataRequestTopic::default().with_name(Some(topic_name(topic)));
     let request = MetadataRequest::default().with_topics(Some(vec![topic])).with_allow_auto_topic_creation(false);
-    let topic = client.call(request).expect("Metadata is answered").topics.remove(0);
+    let topic = metadata(client, request).topics.remove(0);
     let known = errors::check(topic.error_code);
     // Empty while the broker does not know the topic yet, or may not answer. Any other error is a fault of the test.
     assert!(
@@ -78,6 +109,11 @@ pub fn partitions(client: &mut Client, topic: &str) -> Vec<MetadataResponseParti
     );
     let mut partitions = topic.partitions;
     partitions.sort_by_key(|partition| partition.partition_index);
+    // A partition without a leader is told as such, and has no other error.
+    let expected = |leads: bool| if leads { Ok(()) } else { Err(ErrorCode::LeaderNotAvailable) };
+    for partition in &partitions {
+        assert_eq!(errors::check(partition.error_code), expected(partition.leader_id.0 >= 0), "{partition:?}");
+    }
     partitions
 }
 

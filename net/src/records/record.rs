@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 pub use crate::records::error::{ReadError, RecordError};
 use crate::records::header::{BatchHeader, HEADER_BYTES};
-use crate::records::scan::{Scan, Step};
+use crate::records::scan::{self, Scan, Step};
 use crate::turn::Share;
 
 /// Reads the variable-length numbers of one record.
@@ -135,9 +135,11 @@ impl Records {
 /// searched for, as in Kafka, where all timestamps below 0 mean something else. A record without a timestamp (-1) is
 /// never found.
 pub struct TimestampSearch {
+    batch: Bytes,
     header: BatchHeader,
     wanted: i64,
-    /// `None` if the batch's header alone gives the answer.
+    bytes_max: usize,
+    /// `None` before the first step, and after [`TimestampSearch::rewind`].
     scan: Option<Scan>,
 }
 
@@ -154,17 +156,34 @@ impl TimestampSearch {
     /// Begins a search in the batch at the start of `batch`. `bytes_max`: the maximum bytes of its decompressed
     /// records.
     pub fn new(batch: &Bytes, wanted: i64, bytes_max: usize) -> Result<TimestampSearch, ReadError> {
-        let (header, wanted) = (BatchHeader::read(batch)?, wanted.max(0));
-        let by_header = header.max_timestamp < wanted || header.is_log_append_time();
-        let scan = if by_header { None } else { Some(Scan::new(batch, &header, bytes_max)?) };
-        Ok(TimestampSearch { header, wanted, scan })
+        let header = BatchHeader::read(batch)?;
+        Ok(TimestampSearch { batch: batch.clone(), header, wanted: wanted.max(0), bytes_max, scan: None })
+    }
+
+    /// Approximate bytes of the decoder that the search keeps between its turns. 0: it needs none.
+    pub fn window(&self) -> usize {
+        if self.is_by_header() { 0 } else { scan::window(&self.batch, &self.header) }
+    }
+
+    /// Drops the decoder. The search then goes through the records from the first one on again.
+    pub fn rewind(&mut self) {
+        self.scan = None;
+    }
+
+    /// Whether the batch's header alone gives the answer.
+    fn is_by_header(&self) -> bool {
+        self.header.max_timestamp < self.wanted || self.header.is_log_append_time()
     }
 
     /// Continues until the share is spent.
     pub fn step(&mut self, share: &mut Share) -> Result<Searched, ReadError> {
-        let Some(scan) = &mut self.scan else {
+        if self.is_by_header() {
             let (base, max) = (self.header.base_offset, self.header.max_timestamp);
             return Ok(Searched::Found((max >= self.wanted).then_some((base, max))));
+        }
+        let scan = match &mut self.scan {
+            Some(scan) => scan,
+            None => self.scan.insert(Scan::new(&self.batch, &self.header, self.bytes_max)?),
         };
         loop {
             match scan.step(share)? {

@@ -36,7 +36,7 @@ use crate::{
     },
 };
 use bytes::Bytes;
-use std::{io, path::PathBuf, rc::Rc};
+use std::{io, ops::Range, path::PathBuf, rc::Rc};
 use types::{GroupId, HardState, RaftIndex, Term};
 
 /// One core's store. Clones are handles to the same store.
@@ -364,14 +364,15 @@ impl<D: Disk> Store<D> {
         self.shared.state.borrow().groups.get(&group)?.payload(index)
     }
 
-    /// The first batch below `below_offset` whose largest timestamp is at least `timestamp`, from 0 on.
+    /// The first batch with a record in `offsets` whose largest timestamp is at least `timestamp`, from 0 on. It must
+    /// end within `offsets`.
     pub async fn find_timestamp(
         &self,
         group: GroupId,
         timestamp: i64,
-        below_offset: u64,
+        offsets: Range<u64>,
     ) -> Result<Option<Batch>, ReadError> {
-        find_timestamp(self.shared.clone(), group, timestamp, below_offset).await
+        find_timestamp(self.shared.clone(), group, timestamp, offsets).await
     }
 
     /// Raises the log start, at most to the stable offset; it never goes back. A later flush removes the whole

@@ -21,7 +21,7 @@ use crate::{
 };
 pub use crate::{errors::ReadError, record::Batch};
 use bytes::Bytes;
-use std::{cell::Cell, pin::Pin, rc::Rc};
+use std::{cell::Cell, ops::Range, pin::Pin, rc::Rc};
 use types::{GroupId, RaftIndex};
 
 /// Bytes per read for a consumer that continues where it stopped.
@@ -176,17 +176,17 @@ async fn scanner_at<D: Disk>(
     Ok((scanner, goes_on))
 }
 
-/// The first batch at or above the log start whose largest timestamp is at least `timestamp`, from 0 on. A batch
-/// without timestamps (-1) is never found.
+/// The first batch at or above the log start, and with a record in `offsets`, whose largest timestamp is at least
+/// `timestamp`, from 0 on. `None` if that batch ends behind `offsets`. A batch without timestamps (-1) is never found.
 pub(crate) async fn find_timestamp<D: Disk>(
     shared: Rc<Shared<D>>,
     group: GroupId,
     timestamp: i64,
-    below: u64,
+    offsets: Range<u64>,
 ) -> Result<Option<Batch>, ReadError> {
     let timestamp = timestamp.max(0);
-    let bounded = |batch: Option<Batch>| batch.filter(|batch| batch.end_offset() <= below);
-    let mut from = 0;
+    let bounded = |batch: Option<Batch>| batch.filter(|batch| batch.end_offset() <= offsets.end);
+    let mut from = offsets.start;
     loop {
         let segment = {
             let state = shared.state.borrow();

@@ -90,12 +90,14 @@ pub async fn find(
     group: GroupId,
     rng: &mut fastrand::Rng,
 ) -> Result<(), String> {
-    let (timestamp, high, start) = {
+    let (timestamp, from, high, start) = {
         let model = model.borrow();
         let group = &model.groups[&group];
-        (rng.i64(0..=model.clock + 10), group.high_watermark(), group.log_start)
+        let high = group.high_watermark();
+        let from = if rng.bool() { 0 } else { rng.u64(0..=high) };
+        (rng.i64(0..=model.clock + 10), from, high, group.log_start.max(from))
     };
-    let found = match store.find_timestamp(group, timestamp, high).await {
+    let found = match store.find_timestamp(group, timestamp, from..high).await {
         Ok(found) => found,
         Err(ReadError::Changed) => return Ok(()),
         Err(error) => return Err(error.to_string()),
@@ -109,6 +111,9 @@ pub async fn find(
     match found {
         Some(batch) => {
             compare(&batch, &model.entries, group)?;
+            if batch.end_offset() <= from {
+                return Err(format!("group {}: timestamp {timestamp} was found before {from}", group.0));
+            }
             let first = matching.find(|(_, span)| span.base_offset + u64::from(span.count) > model.log_start);
             let expected = first.is_none_or(|(index, _)| index >= batch.index);
             // The log start may have moved during the search. A batch between the two starts is then also correct.

@@ -2,7 +2,9 @@
 
 use super::{META_GROUP, Meta};
 use crate::{
+    clock,
     core::{Core, messages::Notice},
+    log_limit::Admitted,
     rt,
     sync::{Either, Notify, promise, race},
 };
@@ -170,7 +172,11 @@ impl Meta {
         };
         let core = core.clone();
         rt::spawn(async move {
-            tracing::info!(to = node_of(to), index = %mark.at.index, bytes = blob.len(), "sending a metadata snapshot");
+            let (node, index, bytes) = (node_of(to), mark.at.index, blob.len());
+            if let Some(Admitted { left_out }) = core.partition_log.admit(clock::now(), (META_GROUP, node), "snapshot")
+            {
+                tracing::info!(to = node, %index, bytes, left_out, "sending a metadata snapshot");
+            }
             let sent = send_pieces(&core, to, mark.at, &blob, message).await;
             core.meta().happens(&core, |_, raft, _| raft.report_snapshot(to, sent));
         });
@@ -215,8 +221,11 @@ impl Meta {
         let core = core.clone();
         rt::spawn(async move {
             let meta = core.meta();
-            if let Err(why) = stage(&core, at, arrived.bytes.freeze(), message).await {
-                tracing::warn!(index = %at.index, %why, "cannot install the leader's metadata snapshot");
+            if let Err(why) = stage(&core, at, arrived.bytes.freeze(), message).await
+                && let Some(Admitted { left_out }) =
+                    core.partition_log.admit(clock::now(), META_GROUP, &why.to_string())
+            {
+                tracing::warn!(index = %at.index, %why, left_out, "cannot install the leader's metadata snapshot");
             }
             meta.snapshots.staging.set(false);
         });

@@ -6,7 +6,8 @@
 
 use super::{Begun, Host, LinkError, Peers, count, tools, within};
 use crate::{
-    connection::log::Admitted,
+    clock,
+    log_limit::Admitted,
     rt,
     sync::{Either, race},
 };
@@ -38,7 +39,8 @@ impl Peers {
                 Either::Second(Ok(accepted)) => self.take(accepted, &host),
                 Either::Second(Err(error)) => {
                     let log = self.log.borrow().clone();
-                    if let Some(Admitted { left_out }) = log.admit(listener.addr().ip(), &error.to_string()) {
+                    let own = listener.addr().ip();
+                    if let Some(Admitted { left_out }) = log.admit(clock::now(), own, &error.to_string()) {
                         tracing::warn!(%error, left_out, "cannot accept a broker's connection; trying again in 100 ms");
                     }
                     rt::sleep(Duration::from_millis(100)).await;
@@ -56,7 +58,7 @@ impl Peers {
                 Err(LinkError::NoCluster) => tracing::debug!(%from, "a broker without a cluster asked about ours"),
                 Err(error) => {
                     let log = peers.log.borrow().clone();
-                    match log.admit(from.ip(), &error.to_string()) {
+                    match log.admit(clock::now(), from.ip(), &error.to_string()) {
                         Some(Admitted { left_out }) => {
                             tracing::warn!(%from, %error, left_out, "a connection on the peer port is closed");
                         }

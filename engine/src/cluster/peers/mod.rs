@@ -33,7 +33,7 @@ use strangers::{STRANGERS_MAX, Strangers};
 use tools::ToolShare;
 
 use crate::{
-    connection::log::ConnectionLog,
+    log_limit::LogLimit,
     rt,
     sync::{Either, Flag, Notify, race},
 };
@@ -141,7 +141,7 @@ pub struct Peers {
     /// The registered peer of each other broker.
     registered: RefCell<BTreeMap<i32, u64>>,
     /// Decides which ends of incoming connections are logged. Replaced by the core's own once it exists.
-    log: RefCell<Rc<ConnectionLog>>,
+    log: RefCell<Rc<LogLimit>>,
 }
 
 /// All connections to one broker.
@@ -246,7 +246,7 @@ impl Peers {
     }
 
     /// Shares the log of connections, and its limits, with the core's other ports.
-    pub fn log_with(&self, log: Rc<ConnectionLog>) {
+    pub fn log_with(&self, log: Rc<LogLimit>) {
         *self.log.borrow_mut() = log;
     }
 

@@ -13,7 +13,10 @@ use net::{
 };
 
 use super::part::{Cursor, GROUP_BYTES, Load, MEMBER_BYTES, Part};
-use crate::coordinator::group::{Group, State};
+use crate::coordinator::{
+    api::GroupResponse,
+    group::{Group, State},
+};
 
 /// The first version that answers an unknown group with an error (KIP-1043).
 const NOT_FOUND_FROM: i16 = 6;
@@ -40,6 +43,12 @@ pub(crate) fn describe<T>(
     }
     let response = DescribeGroupsResponse::default().with_groups(described).into();
     Part { response, entries: load.entries, bytes: load.bytes, goes_on: false, next }
+}
+
+/// The answer where no group exists.
+pub(super) fn without_groups(version: i16, request: &DescribeGroupsRequest) -> GroupResponse {
+    let described = request.groups.iter().map(|id| unknown(id, version));
+    DescribeGroupsResponse::default().with_groups(described.collect()).into()
 }
 
 /// Approximate bytes of a description.

@@ -62,6 +62,17 @@ impl GroupRequest {
         matches!(self, GroupRequest::OffsetFetch(_) | GroupRequest::DescribeGroups(_) | GroupRequest::ListGroups(_))
     }
 
+    /// The answer of a cluster without an offsets topic, and so without groups. No broker coordinates any, so requests
+    /// to a coordinator are refused, as in Kafka. Kafka refuses DescribeGroups as well. This broker knows that the
+    /// groups do not exist, and says so.
+    pub fn without_groups(&self, version: i16) -> GroupResponse {
+        match self {
+            GroupRequest::ListGroups(_) => self.empty_response(),
+            GroupRequest::DescribeGroups(request) => describe::without_groups(version, request),
+            _ => self.refuse(version, ErrorCode::NotCoordinator),
+        }
+    }
+
     /// Entries of the request that each get an answer of about the same size, whatever the coordinator knows.
     pub fn entries(&self) -> usize {
         match self {

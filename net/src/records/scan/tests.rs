@@ -151,6 +151,32 @@ fn records_whose_fields_do_not_fit_are_refused_by_name() {
 }
 
 #[test]
+fn a_search_that_is_rewound_begins_again_and_finds_the_same() {
+    const LITTLE: Share = Share { bytes: 100_000, ..Share::TURN };
+    let finish = |search: &mut TimestampSearch| {
+        let mut pauses = 0;
+        loop {
+            match search.step(&mut { LITTLE }).unwrap() {
+                Searched::Found(found) => return (found, pauses),
+                Searched::Pause => pauses += 1,
+            }
+        }
+    };
+    for codec in Codec::ALL {
+        let (batch, is_packed) = (batch(codec, &[300_000, 1, 300_000, 1]), codec != Codec::None);
+        let search = |wanted| TimestampSearch::new(&batch, wanted, BYTES_MAX).unwrap();
+        let whole = finish(&mut search(1_003));
+        assert_eq!((whole.0, whole.1 > 0), (Some((3, 1_003)), is_packed), "{codec:?}");
+        let mut rewound = search(1_003);
+        assert_eq!(rewound.window() > 0, is_packed, "{codec:?}");
+        assert_eq!(rewound.step(&mut { LITTLE }) == Ok(Searched::Pause), is_packed, "{codec:?}");
+        rewound.rewind();
+        assert_eq!(finish(&mut rewound), whole, "{codec:?}: in as many turns");
+        assert_eq!(search(1_004).window(), 0, "the header says that the batch ends before");
+    }
+}
+
+#[test]
 fn a_search_stops_at_the_record_it_looks_for() {
     // The first piece holds the record. The rest of the batch would take hundreds of pieces.
     let mut sizes = vec![10usize; 3];
