@@ -59,10 +59,13 @@ class Broker:
             return False
 
     def stop(self):
-        """SIGTERM. Returns how many seconds the broker took, and its exit status."""
-        begin = time.monotonic()
+        """SIGTERM. Returns how many seconds the broker took, and its exit status: None if it had to be killed."""
+        begin, status = time.monotonic(), None
         self.process.send_signal(signal.SIGTERM)
-        status = self.process.wait(PATIENCE)
+        try:
+            status = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.kill()
         return time.monotonic() - begin, status
 
     def kill(self):

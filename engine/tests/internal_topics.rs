@@ -21,10 +21,20 @@ use net::{
 use support::{
     PATIENCE,
     broker::Broker,
+    cluster::{Cluster, wait_until},
     wire::{self, alter_topic, commit, connect, create_topic, text, topic_name},
 };
 
 const OFFSETS: &str = "__consumer_offsets";
+
+/// Settings of the offsets topic that nobody can change.
+const FIXED: [(&str, &str); 5] = [
+    ("cleanup.policy", "delete"),
+    ("compression.type", "producer"),
+    ("message.timestamp.type", "CreateTime"),
+    ("retention.bytes", "-1"),
+    ("retention.ms", "-1"),
+];
 
 /// A way to cause the creation of the offsets topic.
 type Cause = fn(&mut Client);
@@ -98,7 +108,7 @@ fn whoever_causes_the_offsets_topic_gets_the_same_one() {
             .unwrap();
         assert_eq!(errors::check(described.topics[0].error_code), Ok(()), "{api}");
         assert!(described.topics[0].is_internal, "{api}");
-        for (name, value) in [("retention.ms", "-1"), ("retention.bytes", "-1"), ("compression.type", "producer")] {
+        for (name, value) in FIXED {
             assert_eq!(setting(&mut client, name).as_deref(), Some(value), "{api}: {name}");
         }
     }
@@ -119,14 +129,9 @@ fn a_name_like_an_internal_topics_is_taken_from_nobody() {
     assert_eq!(offsets_topic(&mut client).partitions.len(), 50);
 }
 
-#[test]
-fn no_client_makes_groups_lose_their_offsets() {
-    let mut broker = Broker::start();
-    let mut client = connect(&broker);
-    assert_eq!(create_topic(&mut client, "work", 1, 1, &[]).error_code, 0);
-    by_find_coordinator(&mut client);
-    assert_eq!(commit(&mut client, "g", "work", 5), Ok(()));
-
+/// Asserts that a broker deletes, grows and reconfigures the offsets topic for no client.
+fn refuses_changes(broker: &Broker, replicas: usize) {
+    let mut client = connect(broker);
     let id = offsets_topic(&mut client).topic_id;
     for topic in [
         DeleteTopicState::default().with_name(Some(topic_name(OFFSETS))),
@@ -144,17 +149,32 @@ fn no_client_makes_groups_lose_their_offsets() {
     let grown = client.call(more).unwrap().results.remove(0);
     assert_eq!(errors::check(grown.error_code), Err(ErrorCode::InvalidTopicException));
 
+    let (more, least) = ((replicas + 1).to_string(), format!("has {replicas} replicas; set 1 to {replicas}"));
     for (name, value, words) in [
         ("retention.ms", Some("1000"), "is always -1"),
         ("retention.ms", None, "is always -1"),
         ("retention.bytes", Some("0"), "is always -1"),
         ("max.message.bytes", Some("64"), "follows the brokers' own settings"),
-        ("min.insync.replicas", Some("3"), "has 1 replicas; set 1 to 1"),
+        ("min.insync.replicas", Some(&*more), &*least),
     ] {
-        let (code, message) = alter_topic(&broker, OFFSETS, name, value);
+        let (code, message) = alter_topic(broker, OFFSETS, name, value);
         assert_eq!(errors::check(code), Err(ErrorCode::InvalidConfig), "{name} {value:?}: {message}");
         assert!(message.contains(words), "{name} {value:?}: {message}");
     }
+    let batch = wire::batch(&[b"no commit"]);
+    let written = wire::produce(&mut client, OFFSETS, 0, batch);
+    assert_eq!(errors::check(written.error_code), Err(ErrorCode::InvalidTopicException));
+}
+
+#[test]
+fn no_client_makes_groups_lose_their_offsets() {
+    let mut broker = Broker::start();
+    let mut client = connect(&broker);
+    assert_eq!(create_topic(&mut client, "work", 1, 1, &[]).error_code, 0);
+    by_find_coordinator(&mut client);
+    assert_eq!(commit(&mut client, "g", "work", 5), Ok(()));
+
+    refuses_changes(&broker, 1);
     let (code, message) = alter_topic(&broker, OFFSETS, "segment.bytes", Some("8192"));
     assert_eq!(errors::check(code), Ok(()), "{message}");
     assert_eq!(setting(&mut client, "segment.bytes").as_deref(), Some("8192"));
@@ -163,6 +183,70 @@ fn no_client_makes_groups_lose_their_offsets() {
     broker.restart();
     let mut client = connect(&broker);
     assert_eq!(committed(&mut client), 6);
+}
+
+/// The offsets topic as one broker of a cluster shows it, once it does.
+fn shown(broker: &Broker) -> MetadataResponseTopic {
+    let mut found = None;
+    wait_until("offsets topic", || {
+        found = Some(metadata(&mut connect(broker), OFFSETS, false)).filter(|topic| topic.error_code == 0);
+        found.is_some()
+    });
+    found.expect("it was just found")
+}
+
+/// The broker that coordinates the group, once it takes a commit.
+fn coordinator(cluster: &Cluster, offset: i64) -> &Broker {
+    let mut at = 0;
+    wait_until("coordinator", || {
+        let request = FindCoordinatorRequest::default().with_coordinator_keys(vec![text("g")]);
+        let found = connect(cluster.broker(0)).call(request).unwrap().coordinators.remove(0);
+        at = usize::try_from(found.node_id.0 - 1).unwrap_or(0);
+        found.error_code == 0 && commit(&mut connect(cluster.broker(at)), "g", "work", offset) == Ok(())
+    });
+    cluster.broker(at)
+}
+
+#[test]
+fn whoever_causes_the_offsets_topic_on_a_cluster_gets_the_same_one_and_nobody_changes_it() {
+    const BROKERS: usize = 3;
+    let by_metadata: fn(&Broker) -> bool = |broker| metadata(&mut connect(broker), OFFSETS, true).error_code == 0;
+    let by_create_topics: fn(&Broker) -> bool =
+        |broker| create_topic(&mut connect(broker), OFFSETS, 1, 1, &[]).error_code == 0;
+    let by_find_coordinator: fn(&Broker) -> bool = |broker| {
+        let request = FindCoordinatorRequest::default().with_coordinator_keys(vec![text("g")]);
+        connect(broker).call(request).unwrap().coordinators[0].error_code == 0
+    };
+    let seven = ["--set", "offsets.topic.num.partitions=7"];
+    for (api, cause, flags, partitions) in [
+        ("Metadata", by_metadata, &[][..], 50),
+        ("CreateTopics", by_create_topics, &[], 50),
+        ("FindCoordinator", by_find_coordinator, &seven, 7),
+    ] {
+        let cluster = Cluster::start(BROKERS, flags);
+        let other = cluster.broker((cluster.leader() + 1) % BROKERS);
+        // Until all founders have registered, no broker creates it.
+        wait_until("offsets topic", || cause(other));
+        for broker in (0..BROKERS).map(|at| cluster.broker(at)) {
+            let topic = shown(broker);
+            assert!(topic.is_internal, "{api}");
+            assert_eq!(topic.partitions.len(), partitions, "{api}");
+            for partition in &topic.partitions {
+                let mut replicas: Vec<i32> = partition.replica_nodes.iter().map(|node| node.0).collect();
+                replicas.sort_unstable();
+                assert_eq!(replicas, [1, 2, 3], "{api}");
+            }
+            for (name, value) in FIXED {
+                assert_eq!(setting(&mut connect(broker), name).as_deref(), Some(value), "{api}: {name}");
+            }
+        }
+        let created = create_topic(&mut connect(other), "work", 1, 3, &[]);
+        assert_eq!(errors::check(created.error_code), Ok(()), "{api}");
+        coordinator(&cluster, 5);
+        (0..BROKERS).for_each(|at| refuses_changes(cluster.broker(at), BROKERS));
+        assert_eq!(committed(&mut connect(coordinator(&cluster, 6))), 6, "{api}");
+        assert!((0..BROKERS).all(|at| shown(cluster.broker(at)).partitions.len() == partitions), "{api}");
+    }
 }
 
 #[test]

@@ -2,8 +2,12 @@
 
 mod support;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use net::errors::{self, ErrorCode};
 
@@ -79,4 +83,81 @@ fn requests_that_time_out_while_the_ring_is_full_hold_nobody_up() {
         }
     });
     wait_until("line without abandoned requests", || broker.metric("millrace_admission_waiting") == 0.0);
+}
+
+/// Slow clients of the admin port that hold connections at a time.
+const SLOW: usize = 200;
+/// Clients of the Kafka port that hold connections at a time.
+const CLIENTS: usize = 300;
+/// Clients of the Kafka port that come in each round. As many leave.
+const CLIENTS_A_ROUND: usize = 20;
+const HEALTH_CHECKS: usize = 100;
+
+/// Holds slow connections to the admin port, and replaces those that the broker closes: silent ones, ones in the middle
+/// of a request, ones that do not read a page.
+fn hold_admin_connections(addr: SocketAddr, over: &AtomicBool) {
+    let connect = |at: usize| {
+        let mut stream = TcpStream::connect(addr).expect("the admin port accepts");
+        let request = [&b""[..], b"GET /health/li", b"GET /metrics HTTP/1.1\r\n\r\n"][at % 3];
+        // The broker may have closed it already.
+        let _ = stream.write_all(request);
+        stream.set_nonblocking(true).expect("a socket");
+        stream
+    };
+    let mut held: Vec<TcpStream> = (0..SLOW).map(connect).collect();
+    while !over.load(Ordering::Relaxed) {
+        for (at, stream) in held.iter_mut().enumerate() {
+            let is_open = |peeked: io::Result<usize>| match peeked {
+                Ok(bytes) => bytes > 0,
+                Err(error) => error.kind() == ErrorKind::WouldBlock,
+            };
+            if !is_open(stream.peek(&mut [0])) {
+                *stream = connect(at);
+            }
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Opens connections to the Kafka port, and closes the oldest ones.
+fn come_and_go(addr: SocketAddr, over: &AtomicBool, come: &AtomicUsize) {
+    let mut open = VecDeque::new();
+    while !over.load(Ordering::Relaxed) {
+        for _ in 0..CLIENTS_A_ROUND {
+            open.push_back(TcpStream::connect(addr).expect("the Kafka port accepts"));
+        }
+        come.fetch_add(CLIENTS_A_ROUND, Ordering::Relaxed);
+        while open.len() > CLIENTS {
+            open.pop_front();
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A probe that gives up after a second, as operators configure it.
+fn health(addr: SocketAddr) -> io::Result<String> {
+    let patience = Duration::from_secs(1);
+    let mut stream = TcpStream::connect_timeout(&addr, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.write_all(b"GET /health/live HTTP/1.1\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+#[test]
+fn health_is_told_while_clients_flood_the_ports() {
+    let broker = Broker::start();
+    let (over, come) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        let _end = End(&over);
+        scope.spawn(|| hold_admin_connections(broker.admin(), &over));
+        scope.spawn(|| come_and_go(broker.kafka(), &over, &come));
+        wait_until("flood", || come.load(Ordering::Relaxed) > CLIENTS);
+        let answers: Vec<_> = (0..HEALTH_CHECKS).map(|_| health(broker.admin())).collect();
+        let is_live = |answer: &&io::Result<String>| {
+            answer.as_ref().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\nlive\n"))
+        };
+        assert_eq!(answers.iter().filter(is_live).count(), HEALTH_CHECKS, "{answers:?}");
+    });
 }

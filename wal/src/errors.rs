@@ -32,6 +32,12 @@ pub enum OpenError {
     /// Synced bytes are not what was written: restore the replica from its peers or from a copy.
     #[error("damaged: {0}")]
     Damaged(String),
+    /// The rings of the new number of cores do not take what only the old ones hold. The old ones stay.
+    #[error(
+        "{what}: a ring of {ring_bytes} bytes takes entries of at most {takes} bytes, but must take {bytes} bytes that no \
+         other file holds, in entries of up to {largest} bytes; raise wal.ring.bytes, or use as many cores as before"
+    )]
+    SmallRing { what: String, ring_bytes: u64, takes: usize, bytes: usize, largest: usize },
     #[error("{path} has format version {found}, but this program reads {newest} at most; run the newer version")]
     Newer { path: String, found: u32, newest: u32 },
 }

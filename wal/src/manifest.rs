@@ -22,7 +22,7 @@
 use crate::{
     checkpoint::{CHECKPOINT_FILE, Checkpoint, GroupState},
     disk::{Disk, File, OpenMode},
-    errors::{FlushError, is_full},
+    errors::{AppendError, FlushError, is_full},
     record::Held,
     ring::{RingConfig, journal::slot_of},
     segment::files::{read_file, remove_if_there, replace_file},
@@ -311,11 +311,14 @@ async fn move_in<D: Disk>(
     let (store, ..) = Store::open(disk.clone(), dirs, epoch, config.clone()).await?;
     let stopped =
         |why: String| OpenError::Io { what: dirs.core.display().to_string(), source: std::io::Error::other(why) };
+    let refused = |error: AppendError| match error {
+        AppendError::Full | AppendError::TooLarge { .. } => small_ring(dirs, &store, &groups),
+        AppendError::Poisoned(why) => stopped(why.0),
+    };
     let write = async {
         for group in &groups {
             for held in &group.tail {
-                let id = group.state.id;
-                store.append(id, group.state.hard_state, &held.entry).map_err(|error| stopped(error.to_string()))?;
+                store.append(group.state.id, group.state.hard_state, &held.entry).map_err(refused)?;
             }
         }
         let staged = store.shared.journal.staged();
@@ -329,6 +332,19 @@ async fn move_in<D: Disk>(
         Either::Second(ended) => {
             Err(stopped(ended.err().map_or_else(|| "the ring closed".to_owned(), |poisoned| poisoned.0)))
         }
+    }
+}
+
+/// The error for a new ring that does not take the entries that no other file holds.
+fn small_ring<D: Disk>(dirs: &StoreDirs, store: &Store<D>, groups: &[Moving]) -> OpenError {
+    let bytes = |held: &Held| held.entry.data.len() + held.entry.payload.as_ref().map_or(0, |(_, bytes)| bytes.len());
+    let sizes = || groups.iter().flat_map(|group| &group.tail).map(bytes);
+    OpenError::SmallRing {
+        what: dirs.core.display().to_string(),
+        ring_bytes: store.stats().ring_bytes,
+        takes: store.entry_bytes_max(),
+        bytes: sizes().sum(),
+        largest: sizes().max().unwrap_or(0),
     }
 }
 

@@ -10,7 +10,8 @@
 //!
 //! Bounds:
 //! - [`CONNECTIONS_MAX`]. Beyond it, the server closes the oldest connection whose request is incomplete, else the
-//!   oldest one that does not read its answer. If all of them wait for their pages, it answers a new one with 503.
+//!   oldest one that does not take its answer.
+//! - [`PAGES_MAX`] connections that wait for pages. The server answers further ones with 503.
 //! - [`HEAD_BYTES_MAX`]. The server answers a longer head with 431.
 //! - [`REQUEST_TIME_MAX`] per connection, from its acceptance to the last byte of its answer. Then the server closes
 //!   it.
@@ -37,6 +38,8 @@ use crate::{
 };
 
 const CONNECTIONS_MAX: usize = 64;
+/// Half of them, so that there is always a slow connection to close.
+const PAGES_MAX: usize = CONNECTIONS_MAX / 2;
 /// With the listener, and a connection that is about to be closed.
 pub const DESCRIPTORS: u64 = CONNECTIONS_MAX as u64 + 2;
 /// Connections that the server accepts before it serves the open ones again. So it empties a full queue in 16 turns.
@@ -148,14 +151,15 @@ impl Server {
             let is_ready = ready.next().expect("one entry per connection");
             connection.deadline > now && (!is_ready || connection.go_on(site))
         });
-        if ready.next() == Some(true) {
+        let has_new = ready.next() == Some(true);
+        self.make_pages(site);
+        if has_new {
             for _ in 0..ACCEPTED_A_TURN {
                 if !self.accept(site, now) {
                     break;
                 }
             }
         }
-        self.make_pages(site);
     }
 
     /// `false`: there is no connection to accept now.
@@ -184,37 +188,40 @@ impl Server {
         }
     }
 
-    /// Takes a connection that needs room. If there is none, closes another one, or else this one.
+    /// Takes a connection that needs room, and closes another one if there is none.
     fn take(&mut self, mut connection: Connection, site: &Site) {
-        if self.connections.len() < CONNECTIONS_MAX {
-            return self.connections.push(connection);
+        let pages = self.connections.iter().filter(|other| other.page.is_some()).count();
+        if connection.page.is_some() && pages >= PAGES_MAX && !connection.refuse_page() {
+            return;
         }
-        match self.slowest() {
-            Some(slowest) => {
-                // If its request has arrived by now, the server answers it.
-                self.connections.remove(slowest).go_on(site);
-                self.connections.push(connection);
-            }
-            None => connection.refuse(),
+        if self.connections.len() >= CONNECTIONS_MAX {
+            // If its request has arrived by now, the server answers it.
+            self.connections.remove(self.slowest()).go_on(site);
         }
+        self.connections.push(connection);
     }
 
-    /// The connection to close if there are too many. `None`: all of them wait for their pages.
-    fn slowest(&self) -> Option<usize> {
+    /// The connection to close when there are too many.
+    fn slowest(&self) -> usize {
         let first = |is_slow: fn(&Connection) -> bool| self.connections.iter().position(is_slow);
-        first(|slow| slow.page.is_none() && slow.answer.is_none()).or_else(|| first(|slow| slow.answer.is_some()))
+        let incomplete = first(|slow| slow.page.is_none() && slow.answer.is_none());
+        incomplete.or_else(|| first(|slow| slow.page.is_none())).expect("only half of them wait for pages")
     }
 
-    /// Makes a few of the pages that take long, in the order of the connections.
+    /// Makes a few of the pages that take long, in the order of the connections. Refuses those for which too many wait.
     fn make_pages(&mut self, site: &Site) {
-        let mut left = PAGES_A_TURN;
+        let (mut made, mut waiting) = (0, 0);
         let process = &mut self.process;
         self.connections.retain_mut(|connection| {
-            if left == 0 || connection.page.is_none() {
+            if connection.page.is_none() {
                 return true;
             }
-            left -= 1;
-            connection.make_page(site, process)
+            if made < PAGES_A_TURN {
+                made += 1;
+                return connection.make_page(site, process);
+            }
+            waiting += 1;
+            waiting <= PAGES_MAX || connection.refuse_page()
         });
     }
 }
@@ -276,13 +283,13 @@ impl Connection {
         self.answer.is_none() || self.send()
     }
 
-    /// Answers a request for a page that there is no room for. An incomplete request gets no answer.
-    fn refuse(&mut self) {
+    /// Answers a request for a page with an error. `false`: the connection is finished.
+    fn refuse_page(&mut self) -> bool {
         if let Some(Page { with_body, .. }) = self.page.take() {
-            let why = format!("{CONNECTIONS_MAX} pages are being made; try again later\n");
+            let why = format!("{PAGES_MAX} others wait for pages; try again later\n");
             self.answer = Some(Answer::text(503, why).encode(with_body));
         }
-        self.send();
+        self.send()
     }
 
     fn make_page(&mut self, site: &Site, process: &mut Process) -> bool {
@@ -484,10 +491,7 @@ mod tests {
         for _ in 0..10 {
             assert!(ask(addr, "GET /health/live HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200 "));
             // Only the oldest ones made room, and nobody waited until the newest one's time was over.
-            slow[199].set_nonblocking(true).unwrap();
-            let unanswered = slow[199].peek(&mut [0]).unwrap_err();
-            assert_eq!(unanswered.kind(), io::ErrorKind::WouldBlock);
-            slow[199].set_nonblocking(false).unwrap();
+            assert!(is_silent(&slow[199]));
         }
         let (mut newest, mut answer) = (&slow[199], String::new());
         newest.write_all(b"ve HTTP/1.1\r\n\r\n").unwrap();
@@ -495,10 +499,72 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
 
+    /// Whether the connection is open and nothing has come on it.
+    fn is_silent(stream: &TcpStream) -> bool {
+        stream.set_nonblocking(true).unwrap();
+        let peeked = stream.peek(&mut [0]);
+        stream.set_nonblocking(false).unwrap();
+        peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Connections that have sent this.
+    fn sent(addr: SocketAddr, count: usize, request: &[u8]) -> Vec<TcpStream> {
+        let begin = |_| {
+            let mut stream = connect(addr);
+            stream.write_all(request).unwrap();
+            stream
+        };
+        (0..count).map(begin).collect()
+    }
+
+    /// The status of the answer. `None`: the server has closed the connection without one.
+    fn status(mut stream: &TcpStream) -> Option<u16> {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.strip_prefix("HTTP/1.1 ")?.split(' ').next()?.parse().ok()
+    }
+
+    #[test]
+    fn a_health_check_waits_for_no_other_connection() {
+        const AHEAD: usize = 500;
+        let Admin { listener, addr } = Admin::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut server =
+            Server { listener, connections: Vec::new(), process: Process::default(), log: LogLimit::default() };
+        let site = site(1);
+        let health_after = |server: &mut Server, turns: usize| {
+            let health = sent(addr, 1, b"GET /health/live HTTP/1.1\r\n\r\n").remove(0);
+            (0..turns).for_each(|_| server.turn(&site));
+            health.set_nonblocking(true).unwrap();
+            status(&health)
+        };
+        // The kernel keeps what has sent nothing.
+        let _silent: Vec<TcpStream> = (0..2 * ACCEPTED_A_TURN).map(|_| connect(addr)).collect();
+        assert_eq!((health_after(&mut server, 1), server.connections.len()), (Some(200), 0));
+        // Each of the others that the server accepts takes the place of an older one.
+        let turns = (AHEAD + 1).div_ceil(ACCEPTED_A_TURN);
+        let incomplete = sent(addr, AHEAD, b"GET /health/li");
+        assert_eq!((health_after(&mut server, turns), server.connections.len()), (Some(200), CONNECTIONS_MAX));
+        let (closed, kept) = incomplete.split_at(AHEAD - CONNECTIONS_MAX);
+        assert!(closed.iter().all(|stream| status(stream).is_none()));
+        // Half of the places are for pages. Each turn makes room for one.
+        let pages = sent(addr, AHEAD, b"GET /status HTTP/1.1\r\n\r\n");
+        assert_eq!((health_after(&mut server, turns), server.connections.len()), (Some(200), CONNECTIONS_MAX));
+        while server.connections.iter().any(|connection| connection.page.is_some()) {
+            server.turn(&site);
+        }
+        let answers: Vec<Option<u16>> = pages.iter().map(status).collect();
+        let count = |wanted| answers.iter().filter(|status| **status == Some(wanted)).count();
+        let made = PAGES_MAX + turns - 1;
+        assert_eq!((count(200), count(503)), (made, AHEAD - made));
+        // The newest ones keep their places.
+        assert_eq!(server.connections.len(), CONNECTIONS_MAX - PAGES_MAX);
+        assert!(kept[PAGES_MAX..].iter().all(is_silent));
+    }
+
     #[test]
     fn pages_that_take_long_are_made_a_few_at_a_time() {
         let (addr, _site) = serve();
-        let asking: Vec<TcpStream> = (1..CONNECTIONS_MAX)
+        let asking: Vec<TcpStream> = (0..PAGES_MAX)
             .map(|_| {
                 let mut stream = connect(addr);
                 stream.write_all(b"GET /status HTTP/1.1\r\n\r\n").unwrap();

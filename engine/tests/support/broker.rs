@@ -359,9 +359,14 @@ impl Broker {
         self.disk.as_ref()
     }
 
+    /// The address of the admin port.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin.expect("the broker serves")
+    }
+
     /// Sends `GET path` to the admin port. Returns status and body.
     pub fn admin_get(&self, path: &str) -> (u16, String) {
-        let addr = self.admin.expect("the broker serves");
+        let addr = self.admin();
         let mut stream = TcpStream::connect(addr).expect("the admin port accepts");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n").unwrap();

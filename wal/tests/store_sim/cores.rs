@@ -1,13 +1,13 @@
 //! Changes the number of cores at start, with crashes in the middle.
 
 use crate::{
-    harness::{DATA, block_on, config, options, pause, until_stop, with_loops},
+    harness::{DATA, META, block_on, config, options, pause, until_stop, with_loops},
     life::flush,
     model::{GroupModel, Host, Shared, append, end_offset},
     verify::read_everything,
 };
 use std::{cell::Cell, collections::BTreeMap, path::Path, rc::Rc};
-use types::{GroupId, RaftIndex, Term};
+use types::{GroupId, HardState, RaftIndex, Term};
 use wal::{
     disk::{
         Disk,
@@ -108,6 +108,53 @@ fn a_full_disk_during_a_change_of_cores_is_named_with_its_remedy_and_leaves_the_
         }
     }
     assert!(in_new_rings > 0, "the new rings were never full");
+}
+
+/// Only the ring holds the entries of the group without segments that no snapshot covers.
+#[test]
+fn new_rings_that_do_not_take_what_only_the_old_ones_hold_are_refused_by_name() {
+    let data = Path::new(DATA);
+    let small = StoreConfig { ring: None, ring_bytes: 256 << 10, ..config() };
+    let large = StoreConfig { ring_bytes: 2 << 20, kept_bytes: 0, ..small.clone() };
+    // Too many for the new ring, and one too large for its segments.
+    for (count, bytes) in [(20, 20_000), (1, 150_000)] {
+        let disk = SimDisk::new(1);
+        let old = Manifest { epoch: 1, ..Manifest::new(1, 7, 1) };
+        block_on(old.write(&disk, data)).expect("written");
+        let open = |manifest: &Manifest, config: &StoreConfig| {
+            let dirs = StoreDirs::new(DATA, manifest.epoch, 0);
+            block_on(Store::open(disk.clone(), &dirs, manifest.epoch, config.clone())).expect("opened")
+        };
+        let (store, ..) = open(&old, &large);
+        store.create_group(META, options());
+        let hard_state = HardState { term: Term(1), vote: 7, commit: RaftIndex::ZERO };
+        let entry = |index| {
+            let index = RaftIndex::new(index);
+            Entry { index, term: Term(1), entry_type: 0, data: vec![1; bytes].into(), payload: None }
+        };
+        with_loops(1, &store, Rc::new(Host(Shared::default())), async {
+            for index in 1..=count {
+                let staged = store.append(META, hard_state, &entry(index)).expect("it takes them");
+                while store.durable() < staged.pos {
+                    store.durable_past(store.durable()).await.expect("written");
+                }
+            }
+        });
+        drop(store);
+        let refused = block_on(change_cores(&disk, data, &old, 2, &small, |_| 0)).expect_err("it is refused");
+        assert!(
+            matches!(refused, OpenError::SmallRing { bytes: all, largest, .. }
+            if (all, largest) == (bytes * count as usize, bytes)),
+            "{refused}"
+        );
+        let text = refused.to_string();
+        assert!(text.contains("raise wal.ring.bytes, or use as many cores as before"), "{text}");
+        // Nothing has changed, and rings that are large enough take everything.
+        assert_eq!(block_on(Manifest::read(&disk, data)).expect("readable"), Some(old.clone()));
+        let new = block_on(change_cores(&disk, data, &old, 2, &large, |_| 0)).expect("changed");
+        let (_, groups, _) = open(&new, &large);
+        assert_eq!(groups[0].tail, (1..=count).map(entry).collect::<Vec<_>>());
+    }
 }
 
 #[test]

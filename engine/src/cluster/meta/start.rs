@@ -155,6 +155,11 @@ async fn join(core: &Rc<Core>, members: &Members) -> Result<(), StartError> {
     let mut node_id = NodeId::new(core.node(), core.identity.peer, core.config.broker_session_timeout());
     let takes = largest::taken_here(core).await;
     loop {
+        // The limit never falls, so this broker's own view suffices, also while the cluster has no quorum.
+        if let Some(largest) = core.view(|view| view.cluster_config().largest_entry()).filter(|it| *it > takes) {
+            let (rings, cores) = (core.config.wal_ring_bytes, core.cores());
+            return Err(StartError::SmallRings { rings, cores, takes, largest });
+        }
         let failure = match submit_with(core, vec![registration(core, takes)], Submitting::default()).await {
             Ok(results) => match results.into_iter().next().expect("a command has a result") {
                 Ok(_) => break,

@@ -249,10 +249,13 @@ fn damaged_blobs_are_refused() {
     assert_eq!(Producers::restore(&long).unwrap_err(), RestoreError::Trailing { bytes: 1 });
 }
 
+/// Index, producer id, epoch, first sequence, number of records.
+type Logged = (u64, i64, i16, i32, i32);
+
 /// A second implementation of the rules, over the plain list of everything written.
 #[derive(Default)]
 struct Model {
-    log: Vec<(u64, i64, i16, i32, i32)>,
+    log: Vec<Logged>,
     committed: u64,
 }
 
@@ -304,8 +307,7 @@ fn agrees_with_the_plain_model() {
                     let verdict = match producers.check(id, epoch, sequence, count) {
                         Verdict::New => "new",
                         Verdict::Duplicate(original) => {
-                            let same =
-                                |e: &&(u64, i64, i16, i32, i32)| (e.1, e.2, e.3, e.4) == (id, epoch, sequence, count);
+                            let same = |row: &&Logged| (row.1, row.2, row.3, row.4) == (id, epoch, sequence, count);
                             let entry = model.log.iter().rfind(same).map(|entry| entry.0);
                             assert_eq!(entry, Some(original.index.get()), "seed {seed} step {step}");
                             "duplicate"
