@@ -129,10 +129,20 @@ fn a_name_like_an_internal_topics_is_taken_from_nobody() {
     assert_eq!(offsets_topic(&mut client).partitions.len(), 50);
 }
 
+/// The offsets topic as a broker shows it, once it shows the leaders of all partitions.
+fn shown(broker: &Broker) -> MetadataResponseTopic {
+    let mut topic = metadata(&mut connect(broker), OFFSETS, false);
+    wait_until("offsets topic with leaders", || {
+        topic = metadata(&mut connect(broker), OFFSETS, false);
+        topic.error_code == 0 && topic.partitions.iter().all(|partition| partition.error_code == 0)
+    });
+    topic
+}
+
 /// Asserts that a broker deletes, grows and reconfigures the offsets topic for no client.
 fn refuses_changes(broker: &Broker, replicas: usize) {
     let mut client = connect(broker);
-    let id = offsets_topic(&mut client).topic_id;
+    let id = shown(broker).topic_id;
     for topic in [
         DeleteTopicState::default().with_name(Some(topic_name(OFFSETS))),
         DeleteTopicState::default().with_name(None).with_topic_id(id),
@@ -183,16 +193,6 @@ fn no_client_makes_groups_lose_their_offsets() {
     broker.restart();
     let mut client = connect(&broker);
     assert_eq!(committed(&mut client), 6);
-}
-
-/// The offsets topic as one broker of a cluster shows it, once it does.
-fn shown(broker: &Broker) -> MetadataResponseTopic {
-    let mut found = None;
-    wait_until("offsets topic", || {
-        found = Some(metadata(&mut connect(broker), OFFSETS, false)).filter(|topic| topic.error_code == 0);
-        found.is_some()
-    });
-    found.expect("it was just found")
 }
 
 /// The broker that coordinates the group, once it takes a commit.
