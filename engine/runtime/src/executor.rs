@@ -18,6 +18,17 @@ const IO_MEMORY_BYTES: usize = 64 << 10;
 /// A task that has begun goes on until it waits.
 const TURN_MAX: Duration = Duration::from_millis(10);
 
+/// An executor sleeps no longer than this.
+///
+/// glommio 0.12 may go to sleep although a task is ready: if the thread loses its CPU for [`TURN_MAX`] right before the
+/// first task, the executor starts none, and takes that for "no task is ready" (`LocalExecutor::run_task_queues`).
+/// Only the next event wakes it. While a store opens or closes, none may come.
+const SLEEP_MAX: Duration = Duration::from_millis(10);
+
+/// Timers that keep an executor from sleeping longer. A task sets each of them again, and may be ready without being
+/// started too. Then the next timer wakes the executor.
+const WAKERS: u32 = 8;
+
 /// A core's thread.
 pub struct CoreThread<T: Send + 'static = ()>(ExecutorJoinHandle<T>);
 
@@ -66,14 +77,33 @@ where
         .name(name)
         .io_memory(IO_MEMORY_BYTES)
         .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
-        .spawn(main)
+        .spawn(move || async move {
+            keep_awake();
+            main().await
+        })
         .map(CoreThread)
+}
+
+/// Wakes this executor after [`SLEEP_MAX`], again and again.
+fn keep_awake() {
+    for place in 1..=WAKERS {
+        let wakes = async move {
+            glommio::timer::sleep(SLEEP_MAX * place).await;
+            loop {
+                glommio::timer::sleep(SLEEP_MAX * WAKERS).await;
+            }
+        };
+        glommio::spawn_local(wakes).detach();
+    }
 }
 
 /// Runs a future to its end, on an executor of its own on this thread. It is for tests.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     let builder = LocalExecutorBuilder::default().io_memory(IO_MEMORY_BYTES);
-    builder.make().expect("an executor starts").run(future)
+    builder.make().expect("an executor starts").run(async {
+        keep_awake();
+        future.await
+    })
 }
 
 /// Runs `future` on this core, detached.

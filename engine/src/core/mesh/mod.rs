@@ -28,13 +28,11 @@ use slab::Slab;
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
-    convert::Infallible,
     future::Future,
     marker::PhantomData,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
-    time::Duration,
 };
 use types::CoreId;
 
@@ -239,13 +237,6 @@ struct Inbox<C: HasMesh> {
 impl<C: HasMesh> MeshSeed<C> {
     /// Connects to all other cores. Returns once they have connected too.
     pub async fn connect(self) -> (Mesh<C>, MeshInbox<C>) {
-        match race(self.connect_all(), keep_turning()).await {
-            Either::First(connected) => connected,
-            Either::Second(never) => match never {},
-        }
-    }
-
-    async fn connect_all(self) -> (Mesh<C>, MeshInbox<C>) {
         let mut peers = Vec::new();
         let mut queues = Vec::new();
         for (id, ends) in self.ends.into_iter().enumerate() {
@@ -285,17 +276,6 @@ async fn connect_lane<C: HasMesh>(
     } else {
         let receiver = receiver.connect().await;
         (sender.connect().await, receiver)
-    }
-}
-
-/// How often a core wakes to check whether the others have connected.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
-
-/// On a busy machine, glommio sometimes fails to wake a core that goes to sleep just as another connects. The core
-/// has no timers yet, so it would sleep for good. Later, its groups' timers wake it ten times a second anyway.
-async fn keep_turning() -> Infallible {
-    loop {
-        rt::sleep(LOOK_EVERY).await;
     }
 }
 
