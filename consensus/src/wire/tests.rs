@@ -132,6 +132,24 @@ fn what_was_encoded_is_decoded() {
     }
 }
 
+/// The length and the CRC-32C of some bytes.
+fn sum(bytes: &[u8]) -> (usize, u32) {
+    (bytes.len(), crc32c::crc32c(bytes))
+}
+
+#[test]
+fn the_bytes_stay_as_they_are() {
+    // Brokers of the version before read these bytes while a cluster is upgraded.
+    assert_eq!(sum(&encode_hello(&hello())), (168, 531_624_251), "a hello");
+    assert_eq!(sum(&encode(&messages())), (2616, 2_238_144_258), "messages between brokers");
+    let commands = vec![Command::AllocateProducerIds { count: 1 }];
+    let request = ToolRequest { id: 7, ask: ToolAsk::Write { acks: Some(Acks::Leader), commands } };
+    assert_eq!(sum(&encode_request(&request)), (136, 1_830_927_565), "a tool's request");
+    let results = vec![Err(AskedTooLate)];
+    let answer = ToolAnswer::Written(Accepted { term: Term(1), index: RaftIndex::new(2), results });
+    assert_eq!(sum(&encode_response(&ToolResponse { id: 8, answer })), (128, 2_752_836_744), "its answer");
+}
+
 fn mesh_times() -> Vec<MeshTimes> {
     let buckets = vec![(1023, 7), (u64::MAX, 1)];
     vec![MeshTimes { to: 3, min_ns: 1000, max_ns: u64::MAX, sum_ns: 9, buckets }, MeshTimes::default()]

@@ -494,6 +494,7 @@ mod tests {
     fn a_checkpoint_comes_back_whole() {
         let checkpoint = checkpoint();
         let mut bytes = checkpoint.encode();
+        assert_eq!((bytes.len(), crc32c::crc32c(&bytes[8..])), (775, 1_972_266_728), "disks in use hold these bytes");
         assert_eq!(Checkpoint::decode(&bytes), Ok(checkpoint.clone()));
         bytes.extend_from_slice(&[0; 100]);
         assert_eq!(Checkpoint::decode(&bytes), Ok(checkpoint.clone()), "padding is no part of it");

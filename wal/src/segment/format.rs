@@ -321,14 +321,26 @@ mod tests {
         assert_eq!(FrameHeader::decode(&header.encode(1), 1), Err("the frame claims offsets beyond the last"));
     }
 
+    const ENTRIES: [IndexEntry; 2] = [
+        IndexEntry { position: 0, index: RaftIndex::new(1), base_offset: 0, max_timestamp: -1 },
+        IndexEntry { position: 8192, index: RaftIndex::new(5), base_offset: 17, max_timestamp: 99 },
+    ];
+
+    #[test]
+    fn an_index_is_these_bytes() {
+        let mut golden = b"MLX1".to_vec();
+        golden.extend_from_slice(&[0x08, 0x88, 0x94, 0xf4]); // crc
+        for word in [12288, 9, 2, 0, 1, 0, u64::MAX, 8192, 5, 17, 99] {
+            golden.extend_from_slice(&word.to_le_bytes());
+        }
+        assert_eq!(encode_index(12288, RaftIndex::new(9), &ENTRIES, 77), golden);
+        assert_eq!(decode_index(&golden, 77), Some((12288, RaftIndex::new(9), ENTRIES.to_vec())));
+    }
+
     #[test]
     fn an_index_comes_back_or_not_at_all() {
-        let entries = [
-            IndexEntry { position: 0, index: RaftIndex::new(1), base_offset: 0, max_timestamp: -1 },
-            IndexEntry { position: 8192, index: RaftIndex::new(5), base_offset: 17, max_timestamp: 99 },
-        ];
-        let bytes = encode_index(12288, RaftIndex::new(9), &entries, 77);
-        assert_eq!(decode_index(&bytes, 77), Some((12288, RaftIndex::new(9), entries.to_vec())));
+        let bytes = encode_index(12288, RaftIndex::new(9), &ENTRIES, 77);
+        assert_eq!(decode_index(&bytes, 77), Some((12288, RaftIndex::new(9), ENTRIES.to_vec())));
         assert_eq!(decode_index(&bytes, 78), None);
         for len in 0..bytes.len() {
             assert_eq!(decode_index(&bytes[..len], 77), None);

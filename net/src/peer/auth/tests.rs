@@ -54,6 +54,18 @@ fn who_knows_the_secret_is_met_on_both_sides() {
 }
 
 #[test]
+fn the_bytes_stay_as_they_are() {
+    // Brokers of the version before take part in this handshake while a cluster is upgraded.
+    let (caller, answerer) = pair(secret(7), secret(7));
+    let mut bytes = Vec::new();
+    run(caller, answerer, |_, frame| {
+        bytes.extend_from_slice(&frame.head());
+        bytes.extend_from_slice(&frame.bytes);
+    });
+    assert_eq!((bytes.len(), crc32c::crc32c(&bytes)), (260, 1_574_018_261));
+}
+
+#[test]
 fn who_does_not_know_it_learns_nothing() {
     let (caller, answerer) = pair(secret(7), secret(8));
     let (by_caller, by_answerer, sent, errors) = run(caller, answerer, |_, _| {});
