@@ -271,7 +271,7 @@ fn a_batch_that_the_ring_takes_gets_its_memory_from_the_cache() {
 
 #[test]
 fn a_followers_cache_makes_room_for_a_large_batch() {
-    // 80 MiB of a broker's budget are for the newest records, of which 64 MiB are for the cache.
+    // 72 MiB of a broker's budget are for the newest records, of which 64 MiB are for the cache.
     let cluster = Cluster::start(3, &["--cores", "0", "--set", LARGE_RING]);
     // A batch is acknowledged once both replicas have it.
     create(cluster.broker(0), 2, &[ANY_SIZE]);

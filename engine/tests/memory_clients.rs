@@ -339,7 +339,7 @@ fn await_members(client: &mut Client, group: &str, count: usize) {
 /// More frames than fit the memory for requests, each of a member that waits for another. That may take minutes.
 #[test]
 fn members_that_wait_for_others_hold_no_memory_of_requests() {
-    const CROWD: usize = 25;
+    const CROWD: usize = 9;
     const BYTES: usize = 200_000;
     let broker = start(&[]);
     let mut client = wire::connect(&broker);

@@ -168,8 +168,9 @@ settings! {
     broker_session_timeout_ms: u64 = "broker.session.timeout.ms", "3000", ms(1000, 600_000);
     /// CPUs to run on, one core each. Default: all that the affinity, cpuset and CPU quota allow.
     cores: Option<CpuList> = "cores" flag "cores", "", Kind::Cpus;
-    /// Memory for caches, buffers, partitions and idempotent producers, divided among the cores. Default: half of the
-    /// RAM or of the cgroup's limit. The broker refuses new things that do not fit, by name, or forgets old ones.
+    /// Memory for caches, buffers, partitions, consumer groups and idempotent producers, divided among the cores.
+    /// Default: half of the RAM or of the cgroup's limit. The broker refuses new things that do not fit, by name, or
+    /// forgets old ones.
     memory_budget_bytes: Option<u64> = "memory.budget.bytes", "", bytes(64 * MIB, i64::MAX);
     /// Memory for the newest records, divided among the cores. Consumers that keep up read from it. Default: 512 MiB
     /// a core. At most a quarter of the memory budget.

@@ -35,9 +35,6 @@ pub struct Config {
     pub offsets_retention_check_interval_ms: i64,
     /// Most groups of one coordinator. One more is rejected with COORDINATOR_NOT_AVAILABLE.
     pub groups_max: usize,
-    /// Most bytes of memory for groups, members and offsets of one coordinator. When full, joins are rejected with
-    /// COORDINATOR_NOT_AVAILABLE, and commits that need more room with INVALID_COMMIT_OFFSET_SIZE.
-    pub state_bytes_max: usize,
 }
 
 impl Default for Config {
@@ -52,7 +49,6 @@ impl Default for Config {
             offsets_retention_ms: 7 * 24 * 3_600_000,
             offsets_retention_check_interval_ms: 600_000,
             groups_max: 100_000,
-            state_bytes_max: 256 << 20,
         }
     }
 }
@@ -63,7 +59,7 @@ impl Config {
         assert!(self.group_min_session_timeout_ms > 0, "the minimum session timeout is above 0");
         assert!(self.group_min_session_timeout_ms <= self.group_max_session_timeout_ms, "minimum is not above maximum");
         assert!(self.group_initial_rebalance_delay_ms >= 0 && self.group_new_member_join_timeout_ms > 0);
-        assert!(self.group_max_size > 0 && self.groups_max > 0 && self.state_bytes_max > 0, "the limits are above 0");
+        assert!(self.group_max_size > 0 && self.groups_max > 0, "the limits are above 0");
         assert!(self.offset_metadata_max_bytes * 3 <= STRING_BYTES_MAX, "metadata fits its length in the log");
         assert!(self.offsets_retention_ms > 0 && self.offsets_retention_check_interval_ms > 0);
     }

@@ -39,6 +39,16 @@ impl Now {
     }
 }
 
+/// Bytes that the coordinator may still grow by. Whoever calls it counts the memory of all coordinators.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// For members, offsets and assignments of groups that exist.
+    pub bytes: usize,
+    /// The part of `bytes` that new groups may take. The rest is for those that exist: their members come back, and
+    /// their offsets grow.
+    pub new_groups: usize,
+}
+
 /// Identifies an append until [`super::Coordinator::appended`] reports its outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AppendId(pub u64);
@@ -52,6 +62,9 @@ pub enum Output<T> {
     /// or has failed. The partition assigns the base offset. Batches must be in the log in the order of these
     /// outputs.
     Append { id: AppendId, batch: Bytes },
+    /// A request of this group was refused, or a part of it, since it needs so many bytes and there is less [`Room`].
+    /// Count it, and tell the operator. Its answer is another output.
+    NoRoom { group: StrBytes, bytes: usize },
 }
 
 /// A request that waits for its answer.
@@ -75,6 +88,8 @@ pub(crate) enum Then<T> {
     Offsets {
         group: StrBytes,
         changes: Vec<OffsetChange>,
+        /// Bytes that count until then, see [`super::group::Group::reserve`].
+        reserved: usize,
         token: T,
         response: OffsetCommitResponse,
     },
@@ -84,6 +99,7 @@ pub(crate) enum Then<T> {
         /// The topics that existed when the leader assigned.
         known: Known,
         assignments: HashMap<StrBytes, Bytes>,
+        reserved: usize,
     },
     StaticMember {
         group: StrBytes,
@@ -91,6 +107,7 @@ pub(crate) enum Then<T> {
         member_id: StrBytes,
         old_id: StrBytes,
         old: MemberSettings,
+        reserved: usize,
     },
     /// The last member is gone. If it left by LeaveGroup, its answer waits here.
     Emptied {
@@ -98,6 +115,18 @@ pub(crate) enum Then<T> {
         reply: Option<(Waiting<T>, GroupResponse)>,
     },
     Tombstones(Tombstones),
+}
+
+impl<T> Then<T> {
+    /// The group that holds memory for this append, and how much.
+    pub(crate) fn reserved(&self) -> Option<(&StrBytes, usize)> {
+        match self {
+            Then::Offsets { group, reserved, .. }
+            | Then::Assignment { group, reserved, .. }
+            | Then::StaticMember { group, reserved, .. } => Some((group, *reserved)),
+            Then::Emptied { .. } | Then::Tombstones(_) => None,
+        }
+    }
 }
 
 /// Tombstones for offsets and groups, as many as fit in one batch.
@@ -135,7 +164,7 @@ impl<T> Default for Appends<T> {
 pub(crate) struct Env<'a, T> {
     pub(crate) now: Now,
     pub(crate) config: &'a Config,
-    /// The part of `state_bytes_max` that is still free.
+    /// Bytes that the group may grow by in this call. 0 if no request is handled.
     pub(crate) room_bytes: usize,
     /// The topics that exist now.
     pub(crate) known: Known,
@@ -169,6 +198,11 @@ impl<T> Env<'_, T> {
 
     pub(crate) fn refuse_sync(&mut self, waiting: Waiting<T>, error: ErrorCode) {
         self.reply(waiting.token, sync_error(error));
+    }
+
+    /// Reports that a request needs more memory than there is. The caller answers it.
+    pub(crate) fn no_room(&mut self, group: &StrBytes, bytes: usize) {
+        self.out.push(Output::NoRoom { group: group.clone(), bytes });
     }
 
     /// Appends records to the log, in one batch.

@@ -28,20 +28,21 @@ use crate::{
     cluster::meta,
     config::Config,
     coordinator::{
-        self, AppendId, Context, Coordinator, Cursor, GroupRequest, GroupResponse, Incarnation, Now, Output, Topics,
-        Wanted,
+        self, AppendId, Context, Coordinator, Cursor, GroupRequest, GroupResponse, Incarnation, Now, Output, Room,
+        Topics, Wanted,
     },
     core::{Core, long_work::Work, messages::Notice, receipts::ReceiptId},
     handlers::{METADATA_TOPIC, metadata_log},
     log_limit::{Admitted, LogLimit},
-    memory::Budget,
+    memory::{Budget, GroupBytes},
     partition::{Acks, Committed, FetchRead, Partition, PartitionError, admission::Turn},
     rt,
-    sync::{Either, Flag, Notify, Promise, promise, race},
+    sync::{Either, Flag, Notify, Promise, line::Line, promise, race},
 };
 use bytes::Bytes;
 use consensus::metadata::View;
 use net::{
+    StrBytes,
     errors::ErrorCode,
     records::batch::{BatchHeader, Batches},
     turn::Share,
@@ -56,7 +57,7 @@ use std::{
 use types::GroupId;
 use wal::store::Admission;
 
-/// Bytes of the log read at a time while a coordinator loads: 4 MiB. They are replayed in turns.
+/// Bytes of the log read at a time while coordinators load: 4 MiB. They are replayed in turns.
 const LOAD_BYTES: usize = 4 << 20;
 
 /// How long a request waits for its coordinator to load before it is answered COORDINATOR_LOAD_IN_PROGRESS.
@@ -94,6 +95,9 @@ pub struct Coordinators {
     /// Limits the lines about groups.
     log: Rc<LogLimit>,
     seats: RefCell<BTreeMap<GroupId, Rc<Seat>>>,
+    /// Loads, which read one piece at a time: all coordinators of a core may load together. Bound: one entry for each
+    /// partition.
+    loads: Line,
 }
 
 /// One coordinator and what it waits for.
@@ -101,6 +105,8 @@ struct Seat {
     partition: Rc<Partition>,
     /// `None` once it has resigned.
     coordinator: RefCell<Option<Coordinator<Token>>>,
+    /// The coordinator's memory, also while it is freed.
+    held: Rc<GroupBytes>,
     /// Appends in flight, in log order.
     appends: RefCell<VecDeque<(AppendId, Committed)>>,
     appended: Notify,
@@ -113,7 +119,7 @@ struct Seat {
 
 impl Default for Coordinators {
     fn default() -> Self {
-        Self { origin: clock::now(), log: Rc::default(), seats: RefCell::default() }
+        Self { origin: clock::now(), log: Rc::default(), seats: RefCell::default(), loads: Line::default() }
     }
 }
 
@@ -254,7 +260,9 @@ pub async fn ask(
     }
     let unanswered = refuse(ErrorCode::CoordinatorNotAvailable);
     let (token, answer) = promise();
-    seat.call(&core, |coordinator, now, topics| coordinator.step(now, topics, &context, request, token));
+    let state = &core.memory.group_state;
+    let room = Room { bytes: state.left(), new_groups: state.left_for_new_groups() };
+    seat.call(&core, |coordinator, now, topics| coordinator.step(now, topics, room, &context, request, token));
     drop(turn);
     if let Some(receipt) = receipt {
         if !answer.is_settled() {
@@ -278,6 +286,7 @@ fn seat(core: &Rc<Core>, group: GroupId) -> Option<Rc<Seat>> {
     let seat = Rc::new(Seat {
         partition,
         coordinator: RefCell::new(Some(coordinator)),
+        held: Rc::new(core.memory.group_state.account()),
         appends: RefCell::default(),
         appended: Notify::default(),
         loaded: Flag::default(),
@@ -338,9 +347,18 @@ impl Seat {
                         outputs.extend(coordinator.appended(now, id, Err(error)));
                     }
                 }
+                Output::NoRoom { group, bytes } => on_refused(core, &group, bytes),
             }
         }
+        self.count();
         self.called.notify();
+    }
+
+    /// Counts the coordinator's memory anew.
+    fn count(&self) {
+        if let Some(coordinator) = &*self.coordinator.borrow() {
+            self.held.set(coordinator.bytes());
+        }
     }
 
     /// If the ring has no room for what the request will append, returns the turn to await before the coordinator
@@ -368,13 +386,16 @@ impl Seat {
         self.ended.set();
         let mut resigned = coordinator.resign();
         reply_all(resigned.turn());
-        if !resigned.is_empty() {
-            rt::spawn(async move {
+        let held = self.held.clone();
+        match resigned.is_empty() {
+            true => held.set(0),
+            false => rt::spawn(async move {
                 while !resigned.is_empty() {
                     rt::give_way().await;
                     reply_all(resigned.turn());
                 }
-            });
+                held.set(0);
+            }),
         }
         self.called.notify();
         self.appended.notify();
@@ -390,6 +411,39 @@ fn reply_all(outputs: Vec<Output<Token>>) {
         if let Output::Reply { token, response } = output {
             token.keep(response);
         }
+    }
+}
+
+/// A request was refused, or a part of it, because there is no memory for what it brings.
+fn on_refused(core: &Core, group: &StrBytes, bytes: usize) {
+    let state = &core.memory.group_state;
+    core.metrics.consumer_groups_refused_total.add(1);
+    if let Some(left_out) = state.admit_line(clock::now()) {
+        tracing::warn!(
+            %group,
+            left_out,
+            "refused a request of a consumer group: it needs {bytes} bytes more, and the consumer groups of core {} \
+             hold {} of {}, of which new groups may take half; raise memory.budget.bytes, or delete groups",
+            core.id().0,
+            state.held(),
+            state.max(),
+        );
+    }
+}
+
+/// Warns of more groups than the memory budget allows, because it was lowered or a broker failed. They are served all
+/// the same: acknowledged offsets are never lost.
+fn tell_if_over(core: &Core) {
+    let state = &core.memory.group_state;
+    if state.is_newly_over() {
+        tracing::warn!(
+            "the consumer groups of core {} hold {} bytes, but memory.budget.bytes is enough for {}: the broker \
+             serves all of them, may use more memory, and refuses new groups, members and offsets; raise \
+             memory.budget.bytes, add brokers, or delete groups",
+            core.id().0,
+            state.held(),
+            state.max(),
+        );
     }
 }
 
@@ -413,6 +467,7 @@ async fn run(core: Rc<Core>, seat: Rc<Seat>) {
         }
     }
     seat.call(&core, |coordinator, now, _| coordinator.loaded(now));
+    tell_if_over(&core);
     seat.loaded.set();
     while !seat.has_resigned() {
         let seen = seat.called.version();
@@ -431,13 +486,19 @@ async fn run(core: Rc<Core>, seat: Rc<Seat>) {
     }
 }
 
-/// Replays the log from its start to the high watermark. Returns the number of batches.
+/// Replays the log from its start to the high watermark, even if that takes more memory than groups may take. Returns
+/// the number of batches.
 async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
     let end = seat.partition.high_watermark();
     until_all_topics_are_shown(core, seat).await?;
     let mut offset = seat.partition.log_start(core);
     let (mut count, mut share) = (0, Share::TURN);
     while offset < end {
+        // What is read is counted nowhere until it is replayed, so one load at a time reads.
+        let place = core.coordinators.loads.join();
+        if let Either::Second(()) = race(place.first(), seat.ended.wait()).await {
+            return Err(ErrorCode::NotCoordinator);
+        }
         let batches = match seat.partition.read(core, offset, end, LOAD_BYTES, true) {
             FetchRead::Hot(batches) => batches,
             FetchRead::Cold(read) => read.await?,
@@ -456,6 +517,7 @@ async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
                     }
                 }
             }
+            seat.count();
             share.take_bytes(batch.len());
             share.take_entries(header.record_count.max(0) as usize);
             if share.is_spent() {

@@ -46,13 +46,19 @@ impl<T> Group<T> {
             return env.refuse_join(waiting, refused_id, ErrorCode::InconsistentGroupProtocol);
         }
         let says = MemberSettings::from_request(request, context.version);
-        let grows_by = match self.members.get(&request.member_id) {
+        // A static member may come back without its id.
+        let known_as = match &request.group_instance_id {
+            Some(instance) if request.member_id.is_empty() => self.static_members.get(instance),
+            _ => Some(&request.member_id),
+        };
+        let grows_by = match known_as.and_then(|id| self.members.get(id)) {
             Some(member) => says.bytes().saturating_sub(member.settings.bytes()),
             None => {
                 request.protocol_type.len() + new_member_bytes(context, request.group_instance_id.as_deref(), &says)
             }
         };
         if grows_by > env.room_bytes {
+            env.no_room(&self.id, grows_by);
             return env.refuse_join(waiting, refused_id, ErrorCode::CoordinatorNotAvailable);
         }
         if request.member_id.is_empty() {
@@ -235,12 +241,15 @@ impl<T> Group<T> {
         match self.state {
             State::Stable if self.select_protocol() == self.protocol => {
                 // Nothing changes for the other members. The new id is stored, and the assignment stays valid.
+                let reserved = old.bytes();
+                self.reserve(reserved);
                 let then = Then::StaticMember {
                     group: self.id.clone(),
                     instance_id: own(instance),
                     member_id: new_id,
                     old_id,
                     old,
+                    reserved,
                 };
                 env.append(&[self.record(|_, member| member.assignment.clone())], then);
             }

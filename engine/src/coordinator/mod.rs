@@ -15,10 +15,10 @@
 //!    joins the answers. If this broker does not lead the partition, answer the part with [`GroupRequest::refuse`]
 //!    and NOT_COORDINATOR. The caller must take out commits for partitions that do not exist and answer them with
 //!    UNKNOWN_TOPIC_OR_PARTITION; the coordinator checks only that the topic exists.
-//! 3. Call [`Coordinator::step`] for each request, with a token for its reply. Perform the outputs in order. `Reply`
-//!    answers a token, possibly that of an earlier request. `Append` proposes the batch to the partition like a
-//!    produced batch, at once and in this order. Requests that only read go to [`Coordinator::read`] instead, part by
-//!    part.
+//! 3. Call [`Coordinator::step`] for each request, with a token for its reply and the memory that is left ([`Room`]).
+//!    Perform the outputs in order. `Reply` answers a token, possibly that of an earlier request. `Append` proposes the
+//!    batch to the partition like a produced batch, at once and in this order. Requests that only read go to
+//!    [`Coordinator::read`] instead, part by part. After every call, count [`Coordinator::bytes`] anew.
 //! 4. Call [`Coordinator::appended`] when an append is committed or has failed. Successes must be reported in the
 //!    order of the appends. An append that cannot be proposed is reported the same way, with its error.
 //! 5. Call [`Coordinator::tick`] when [`Coordinator::next_deadline`] has passed. Ask for the deadline again after
@@ -65,7 +65,7 @@ use net::{
 pub use self::{
     api::{Context, GroupRequest, GroupResponse, Route, by_partition, partition_of},
     config::{Config, MEMBER_BYTES_MAX, PENDING_MEMBERS_MAX},
-    env::{AppendId, Now, Output},
+    env::{AppendId, Now, Output, Room},
     forget::{Resigned, SEARCH_TURN_ENTRIES},
     incarnation::{Incarnation, Topics},
     pieces::{Piece, Pieces},
@@ -77,7 +77,7 @@ use self::{
     config::STRING_BYTES_MAX,
     env::{Appends, Env, Then, Tombstones},
     forget::SearchSpot,
-    group::{Group, check_join_size},
+    group::{Group, check_join_size, size::group_bytes},
     incarnation::Known,
     protocols::own,
     timers::{Slot, Timer, Timers},
@@ -109,6 +109,8 @@ pub struct Coordinator<T> {
     groups: BTreeMap<StrBytes, Group<T>>,
     /// Bytes of memory that all groups take together.
     bytes: usize,
+    /// Nothing, except while a request is handled.
+    room: Room,
     timers: Timers,
     expiry: Slot,
     /// Where the search for expired offsets continues; `None`: it starts with the first group.
@@ -141,6 +143,7 @@ impl<T> Coordinator<T> {
             loading: true,
             groups: BTreeMap::new(),
             bytes: 0,
+            room: Room::default(),
             timers: Timers::default(),
             expiry: None,
             expiring: None,
@@ -163,6 +166,12 @@ impl<T> Coordinator<T> {
 
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()
+    }
+
+    /// Bytes of memory that all groups take together, and what is being stored of them. A load takes as much as the
+    /// log has.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// When [`Coordinator::tick`] is due, in monotonic ms.
@@ -242,11 +251,13 @@ impl<T> Coordinator<T> {
     }
 
     /// Handles a request that may change something; [`Coordinator::read`] answers the others. Its answer bears the
-    /// token and comes now or from a later call.
+    /// token and comes now or from a later call. If the groups would grow beyond the room, joins and assignments are
+    /// answered COORDINATOR_NOT_AVAILABLE, and offsets INVALID_COMMIT_OFFSET_SIZE.
     pub fn step(
         &mut self,
         now: Now,
         topics: &dyn Topics,
+        room: Room,
         context: &Context,
         request: GroupRequest,
         token: T,
@@ -266,6 +277,7 @@ impl<T> Coordinator<T> {
             self.out.push(Output::Reply { token, response });
             return std::mem::take(&mut self.out);
         }
+        self.room = room;
         let version = context.version;
         match request {
             GroupRequest::JoinGroup(request) => self.join(now, context, request, token),
@@ -320,20 +332,23 @@ impl<T> Coordinator<T> {
     }
 
     fn follow_up(&mut self, now: Now, then: Then<T>, outcome: Result<(), ErrorCode>) {
+        if let Some((id, bytes)) = then.reserved() {
+            self.change_group(&id.clone(), |group| group.release(bytes));
+        }
         match then {
-            Then::Offsets { group: id, changes, token, mut response } => {
+            Then::Offsets { group: id, changes, token, mut response, .. } => {
                 self.change_group(&id, |group| group.commit_stored(changes, outcome.is_ok()));
                 if let Err(error) = outcome {
                     offsets::fail_commit(&mut response, error);
                 }
                 self.reply(token, response);
             }
-            Then::Assignment { group, generation, known, assignments } => {
+            Then::Assignment { group, generation, known, assignments, .. } => {
                 self.with_group(now, &group, |group, env| {
                     group.assignment_stored(env, generation, known, assignments, outcome)
                 });
             }
-            Then::StaticMember { group, instance_id, member_id, old_id, old } => {
+            Then::StaticMember { group, instance_id, member_id, old_id, old, .. } => {
                 self.with_group(now, &group, |group, env| match outcome {
                     Ok(()) => group.static_member_stored(env, &member_id, &old_id),
                     Err(error) => {
@@ -368,7 +383,7 @@ impl<T> Coordinator<T> {
         Env {
             now,
             config: &self.config,
-            room_bytes: self.config.state_bytes_max.saturating_sub(self.bytes),
+            room_bytes: self.room.bytes,
             known: self.known,
             log: &self.log,
             rng: &mut self.rng,
@@ -389,7 +404,7 @@ impl<T> Coordinator<T> {
         let mut env = Env {
             now,
             config: &self.config,
-            room_bytes: self.config.state_bytes_max.saturating_sub(self.bytes),
+            room_bytes: self.room.bytes,
             known: self.known,
             log: &self.log,
             rng: &mut self.rng,
@@ -435,9 +450,15 @@ impl<T> Coordinator<T> {
         if self.groups.contains_key(id) {
             return Ok(());
         }
-        if self.groups.len() >= self.config.groups_max || self.bytes >= self.config.state_bytes_max {
+        if self.groups.len() >= self.config.groups_max {
             return Err(ErrorCode::CoordinatorNotAvailable);
         }
+        let bytes = group_bytes(id);
+        let Some(left) = self.room.new_groups.checked_sub(bytes) else {
+            self.out.push(Output::NoRoom { group: id.clone(), bytes });
+            return Err(ErrorCode::CoordinatorNotAvailable);
+        };
+        self.room = Room { bytes: left, new_groups: left };
         self.insert_group(id, Some(now.wall_ms));
         Ok(())
     }
@@ -496,6 +517,7 @@ impl<T> Coordinator<T> {
 
     /// Runs the timers that are due, and returns all outputs so far.
     fn finish(&mut self, now: Now) -> Vec<Output<T>> {
+        self.room = Room::default();
         while let Some(timer) = self.timers.pop_due(now.mono_ms) {
             match timer {
                 Timer::Session { group, member } => {
@@ -535,6 +557,14 @@ impl<T> Coordinator<T> {
             assert!(!group.is_vacant(), "{id} is kept although vacant");
         }
         assert_eq!(self.bytes, self.groups.values().map(|group| group.bytes).sum::<usize>());
+        let mut reserved: BTreeMap<&StrBytes, usize> = BTreeMap::new();
+        for (id, bytes) in self.appends.open.values().filter_map(Then::reserved).filter(|(_, bytes)| *bytes > 0) {
+            *reserved.entry(id).or_default() += bytes;
+        }
+        for (id, group) in &self.groups {
+            assert_eq!(group.reserved_bytes, reserved.remove(id).unwrap_or(0), "{id}: bytes of appends in flight");
+        }
+        assert!(reserved.is_empty(), "a group stays while an append holds memory for it");
         assert_eq!(timers, self.timers.len(), "every timer belongs to a group");
         assert!(self.out.is_empty(), "outputs are handed out");
         let open = self.appends.open.values();

@@ -16,7 +16,10 @@ use super::{
     config::{Config, STRING_BYTES_MAX},
     env::{Env, OffsetChange, Then},
     forget::{SearchTurn, tombstone_bytes},
-    group::{Group, State, size::offset_bytes},
+    group::{
+        Group, State,
+        size::{change_bytes, offset_bytes, topic_bytes},
+    },
     incarnation::{Topics, committed_to},
     protocols::own,
     records::{CommittedOffset, GroupRecord},
@@ -76,12 +79,13 @@ impl<T> Group<T> {
             (request.retention_time_ms >= 0).then(|| now_ms.saturating_add(request.retention_time_ms));
         let mut changes = Vec::new();
         let mut response = OffsetCommitResponse::default();
-        let mut room = env.room_bytes;
+        let mut growth = Growth { room: env.room_bytes, ..Growth::default() };
         let mut has_read_another = false;
         for topic in &request.topics {
             let name = own(&topic.name);
             let to = committed_to(topics, &name, known);
             has_read_another |= to == Err(ErrorCode::RebalanceInProgress);
+            growth.topic = if to.is_ok() && !self.counts_topic(&name) { topic_bytes(&name) } else { 0 };
             let mut answered = OffsetCommitResponseTopic::default().with_name(TopicName(name.clone()));
             for partition in &topic.partitions {
                 let value = CommittedOffset {
@@ -92,9 +96,10 @@ impl<T> Group<T> {
                     commit_timestamp: now_ms,
                     expire_timestamp,
                 };
-                let checked = self.check_offset(env.config, &name, partition.partition_index, &value, &mut room);
+                let checked = self.check_offset(env.config, &name, partition.partition_index, &value, &mut growth);
                 let outcome = checked.and(to.map(drop));
                 if outcome.is_ok() {
+                    growth.reserved += change_bytes(&value);
                     *self.uncommitted.entry((name.clone(), partition.partition_index)).or_default() += 1;
                     changes.push(OffsetChange { topic: name.clone(), partition: partition.partition_index, value });
                 }
@@ -110,11 +115,32 @@ impl<T> Group<T> {
             env.log(&self.id, &format!("a topic of member {} was recreated", request.member_id));
             self.prepare_rebalance(env);
         }
+        self.store_offsets(env, growth, changes, token, response);
+    }
+
+    /// Whether the group has offsets of the topic, or some are in flight.
+    fn counts_topic(&self, topic: &StrBytes) -> bool {
+        let in_flight = || self.uncommitted.range((topic.clone(), i32::MIN)..).next();
+        self.offsets.contains_key(topic) || in_flight().is_some_and(|((first, _), _)| first == topic)
+    }
+
+    fn store_offsets(
+        &mut self,
+        env: &mut Env<'_, T>,
+        Growth { reserved, lacks, .. }: Growth,
+        changes: Vec<OffsetChange>,
+        token: T,
+        response: OffsetCommitResponse,
+    ) {
+        if lacks > 0 {
+            env.no_room(&self.id, lacks);
+        }
         if changes.is_empty() {
             return env.reply(token, response);
         }
+        self.reserve(reserved);
         let records: Vec<GroupRecord> = changes.iter().map(|change| self.offset_record(change)).collect();
-        env.append(&records, Then::Offsets { group: self.id.clone(), changes, token, response });
+        env.append(&records, Then::Offsets { group: self.id.clone(), changes, reserved, token, response });
     }
 
     fn check_offset(
@@ -123,7 +149,7 @@ impl<T> Group<T> {
         topic: &StrBytes,
         partition: i32,
         value: &CommittedOffset,
-        room: &mut usize,
+        growth: &mut Growth,
     ) -> Result<(), ErrorCode> {
         // Kafka counts Java chars.
         if value.metadata.encode_utf16().count() > config.offset_metadata_max_bytes {
@@ -133,10 +159,7 @@ impl<T> Group<T> {
             return Err(ErrorCode::InvalidTopicException);
         }
         let has = self.offsets.get(topic).and_then(|partitions| partitions.get(&partition));
-        let has = has.map_or(0, |offset| offset_bytes(topic, offset));
-        let more = offset_bytes(topic, value).saturating_sub(has);
-        *room = room.checked_sub(more).ok_or(ErrorCode::InvalidCommitOffsetSize)?;
-        Ok(())
+        growth.take(offset_bytes(value).saturating_sub(has.map_or(0, offset_bytes)))
     }
 
     fn offset_record(&self, change: &OffsetChange) -> GroupRecord {
@@ -168,15 +191,20 @@ impl<T> Group<T> {
     pub(crate) fn set_offset(&mut self, topic: StrBytes, partition: i32, value: Option<CommittedOffset>) {
         match value {
             Some(value) => {
-                self.bytes += offset_bytes(&topic, &value);
-                let before = self.offsets.entry(topic.clone()).or_default().insert(partition, value);
-                self.bytes -= before.map_or(0, |before| offset_bytes(&topic, &before));
+                self.bytes += offset_bytes(&value);
+                let partitions = self.offsets.entry(topic.clone()).or_default();
+                if partitions.is_empty() {
+                    self.bytes += topic_bytes(&topic);
+                }
+                let before = partitions.insert(partition, value);
+                self.bytes -= before.as_ref().map_or(0, offset_bytes);
             }
             None => {
                 if let Some(partitions) = self.offsets.get_mut(&topic) {
                     let before = partitions.remove(&partition);
-                    self.bytes -= before.map_or(0, |before| offset_bytes(&topic, &before));
+                    self.bytes -= before.as_ref().map_or(0, offset_bytes);
                     if partitions.is_empty() {
+                        self.bytes -= topic_bytes(&topic);
                         self.offsets.remove(&topic);
                     }
                 }
@@ -238,6 +266,29 @@ impl<T> Group<T> {
             }
         }
         expired
+    }
+}
+
+/// The memory that one commit takes.
+#[derive(Default)]
+struct Growth {
+    room: usize,
+    /// For the present topic, if the group has no offset of it yet. Taken with its first partition.
+    topic: usize,
+    reserved: usize,
+    /// Bytes of what was refused.
+    lacks: usize,
+}
+
+impl Growth {
+    fn take(&mut self, bytes: usize) -> Result<(), ErrorCode> {
+        let Some(left) = self.room.checked_sub(self.topic + bytes) else {
+            self.lacks += self.topic + bytes;
+            return Err(ErrorCode::InvalidCommitOffsetSize);
+        };
+        self.room = left;
+        self.reserved += std::mem::take(&mut self.topic);
+        Ok(())
     }
 }
 

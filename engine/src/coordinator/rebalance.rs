@@ -8,7 +8,7 @@ use net::{StrBytes, errors::ErrorCode, messages::SyncGroupResponse};
 
 use super::{
     env::{Env, Then},
-    group::{Group, State},
+    group::{Group, Member, State},
     incarnation::Known,
     timers::Timer,
 };
@@ -78,10 +78,9 @@ impl<T> Group<T> {
     /// not joined, until their session times out.
     pub(crate) fn complete_join(&mut self, env: &mut Env<'_, T>) {
         env.timers.cancel(&mut self.join_timer);
-        let gone = |(id, member): (&StrBytes, &super::group::Member<T>)| {
-            (member.joining.is_none() && member.instance_id.is_none()).then(|| id.clone())
-        };
-        let gone: Vec<StrBytes> = self.members.iter().filter_map(gone).collect();
+        let is_gone = |member: &Member<T>| member.joining.is_none() && member.instance_id.is_none();
+        let gone: Vec<StrBytes> =
+            self.members.iter().filter(|(_, member)| is_gone(member)).map(|(id, _)| id.clone()).collect();
         for id in &gone {
             env.log(&self.id, &format!("removed member {id}: it did not join again in time"));
             let member = self.remove(id, env.timers).expect("it is a member");
@@ -173,7 +172,9 @@ impl<T> Group<T> {
         self.transition(State::Stable, env.now);
         self.assigning = false;
         for (id, member) in &mut self.members {
-            member.assignment = assignments.remove(id).unwrap_or_default();
+            let assignment = assignments.remove(id).unwrap_or_default();
+            self.bytes = self.bytes - member.assignment.len() + assignment.len();
+            member.assignment = assignment;
         }
         let ids: Vec<StrBytes> = self.members.keys().cloned().collect();
         for id in &ids {
@@ -199,7 +200,7 @@ impl<T> Group<T> {
         let ids: Vec<StrBytes> = self.members.keys().cloned().collect();
         for id in &ids {
             let member = self.members.get_mut(id).expect("it is a member");
-            member.assignment = Bytes::new();
+            self.bytes -= std::mem::take(&mut member.assignment).len();
             if let Some(syncing) = member.syncing.take() {
                 env.refuse_sync(syncing, error);
                 self.keep_alive(id, env);

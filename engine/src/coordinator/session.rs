@@ -15,7 +15,7 @@ use net::{
 use super::{
     api::shape_leave,
     env::{Env, Then, Waiting},
-    group::{Group, State},
+    group::{Group, State, size::assigned_bytes},
     incarnation::Known,
     protocols::own,
 };
@@ -83,19 +83,31 @@ impl<T> Group<T> {
     }
 
     /// Appends the assignment; it counts once it is in the log. Entries for non-members are dropped. A member without
-    /// an entry gets an empty assignment.
+    /// an entry gets an empty assignment. If there is no memory for it, the members get the error and join again.
     fn store_assignment(&mut self, env: &mut Env<'_, T>, request: SyncGroupRequest) {
-        let assignments: HashMap<StrBytes, Bytes> = request
-            .assignments
-            .iter()
-            .filter(|assignment| self.members.contains_key(&assignment.member_id))
-            .map(|a| (own(&a.member_id), Bytes::copy_from_slice(&a.assignment)))
-            .collect();
+        let of_members = || request.assignments.iter().filter(|one| self.members.contains_key(&one.member_id));
+        let new: usize = of_members().map(|one| one.assignment.len()).sum();
+        // It takes the place of the one before.
+        let grows_by = new.saturating_sub(self.members.values().map(|member| member.assignment.len()).sum());
+        if grows_by > env.room_bytes {
+            env.no_room(&self.id, grows_by);
+            self.withdraw_assignment(env, ErrorCode::CoordinatorNotAvailable);
+            return self.rebalance_or_complete(env);
+        }
+        let assignments: HashMap<StrBytes, Bytes> =
+            of_members().map(|a| (own(&a.member_id), Bytes::copy_from_slice(&a.assignment))).collect();
+        let reserved = assignments.iter().map(|(id, assignment)| assigned_bytes(id, assignment)).sum();
+        self.reserve(reserved);
         // The record has the assignment already, so that a restart restores the state that clients will see.
         let record = self.record(|id, _| assignments.get(id).cloned().unwrap_or_default());
         (self.logged, self.assigning) = (true, true);
-        let then =
-            Then::Assignment { group: self.id.clone(), generation: self.generation, known: env.known, assignments };
+        let then = Then::Assignment {
+            group: self.id.clone(),
+            generation: self.generation,
+            known: env.known,
+            assignments,
+            reserved,
+        };
         env.append(&[record], then);
     }
 

@@ -361,7 +361,7 @@ impl Core {
         self.partition(group).map(|partition| partition as Rc<dyn Replicated>)
     }
 
-    /// Publishes the lengths of this core's queues, and the memory held for requests and answers.
+    /// Publishes the lengths of this core's queues, and the memory held for requests, answers and consumer groups.
     pub fn publish_queues(&self) {
         self.metrics.producers_remembered.set(self.producers_share.remembered() as u64);
         self.metrics.admission_waiting.set(self.admission.waiting() as u64);
@@ -369,6 +369,8 @@ impl Core {
         self.metrics.memory_requests_bytes.set(self.memory.requests.held() as u64);
         self.metrics.memory_answers_bytes.set(self.memory.answers.held() as u64);
         self.metrics.memory_cold_answers_bytes.set(self.memory.cold_answers.held() as u64);
+        self.metrics.memory_consumer_groups_bytes.set(self.memory.group_state.held() as u64);
+        self.metrics.memory_consumer_groups_max_bytes.set(self.memory.group_state.max() as u64);
         self.metrics.metadata_questions_open.set(self.meta.get().map_or(0, |meta| meta.open_questions()) as u64);
     }
 

@@ -4,6 +4,7 @@
 //! | module | contents |
 //! |---|---|
 //! | `lasting` | partitions and producers, which stay until they are deleted or evicted |
+//! | `group_state` | consumer groups, which stay until they are deleted or expire |
 //! | `requests` | requests being received or in progress: a core does not read what it has no room for |
 //! | `answers` | answers, from the reading of their records until the client's side has taken them |
 //!
@@ -11,11 +12,13 @@
 //! is closed: see [`crate::connection`].
 
 mod answers;
+mod group_state;
 mod lasting;
 mod requests;
 
 use answers::Accounts;
 pub use answers::{ALONE_BYTES_MAX, Answers, Budget, Held};
+pub use group_state::{GroupBytes, GroupState};
 pub use lasting::Lasting;
 pub use requests::{FREE_BYTES, FREE_DECODED_BYTES, Requests, Reservation};
 
@@ -34,6 +37,8 @@ pub struct Shares {
     pub indexes: u64,
     /// State that checkpoints carry.
     pub carried: u64,
+    /// Consumer groups.
+    pub group_state: usize,
     pub requests: usize,
     pub answers: usize,
 }
@@ -42,11 +47,12 @@ impl Shares {
     pub fn of(per_core_bytes: u64) -> Self {
         let part = |parts: u64| per_core_bytes / parts;
         Self {
-            log: part(4) + part(16),
+            log: part(4) + part(32),
             cache: part(4),
             read_ahead: part(32),
             indexes: part(32),
-            carried: part(16),
+            carried: part(32),
+            group_state: part(16) as usize,
             requests: part(8) as usize,
             answers: part(8) as usize,
         }
@@ -70,6 +76,7 @@ impl Broker {
 
 /// One core's accounts.
 pub struct Memory {
+    pub group_state: GroupState,
     pub requests: Requests,
     /// For records in memory, and for metadata.
     pub answers: Answers,
@@ -81,6 +88,7 @@ impl Memory {
     /// `queued_max`: this core's part of `queued.max.request.bytes`.
     pub fn new(broker: &Broker, core: CoreId, queued_max: usize) -> Self {
         Self {
+            group_state: GroupState::new(broker.shares.group_state),
             requests: Requests::new(broker.shares.requests.min(queued_max)),
             answers: Answers::new(broker.answers.clone(), core),
             cold_answers: Answers::new(broker.cold_answers.clone(), core),
@@ -123,7 +131,7 @@ mod tests {
                 + shares.read_ahead
                 + shares.indexes
                 + shares.carried
-                + (shares.requests + shares.answers) as u64
+                + (shares.requests + shares.answers + shares.group_state) as u64
                 + partitions
                 + producers;
             assert_eq!(all, per_core);

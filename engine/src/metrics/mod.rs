@@ -186,6 +186,14 @@ metrics! {
     memory_answers_bytes: Gauge;
     /// Bytes of memory that answers from segment files hold until clients have taken them.
     memory_cold_answers_bytes: Gauge;
+    /// Bytes of memory that consumer groups hold: members, assignments and committed offsets.
+    memory_consumer_groups_bytes: Gauge;
+    /// Bytes of memory that consumer groups may hold (`memory.budget.bytes`). The broker serves more if the offsets
+    /// topic has them, but takes no new ones.
+    memory_consumer_groups_max_bytes: Gauge;
+    /// Requests of consumer groups that the broker refused, or refused in part, because groups held their share of
+    /// `memory.budget.bytes`.
+    consumer_groups_refused_total: Counter;
     /// Times that a request waited for memory before the broker read more of it, or decoded it.
     memory_request_waits_total: Counter;
     /// Times that an answer had to wait for memory.

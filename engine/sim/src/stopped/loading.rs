@@ -22,7 +22,7 @@ use types::GroupId;
 
 const GROUP: &str = "group";
 /// The length of the metadata of each offset.
-const METADATA: usize = 4096;
+const METADATA: usize = 2048;
 /// Turns that a load takes at least.
 const TURNS: usize = 8;
 /// Longer than a request waits for a load.

@@ -46,6 +46,7 @@ impl<T> Coordinator<T> {
         self.change_group(id, |group| {
             let mut rest = Group::new(group.id.clone(), None);
             rest.bytes += group.offsets_bytes();
+            rest.reserve(group.reserved_bytes);
             rest.offsets = std::mem::take(&mut group.offsets);
             rest.uncommitted = std::mem::take(&mut group.uncommitted);
             rest.logged = !rest.offsets.is_empty();

@@ -52,7 +52,7 @@ impl<T> Resigned<T> {
     fn free_one(&mut self) -> usize {
         let Some((_, group)) = self.0.groups.iter_mut().next() else { return self.free_append() };
         match group.members.pop_first() {
-            Some((id, member)) => self.0.refuse_member(id, member),
+            Some((id, member)) => self.0.refuse_member(id, *member),
             None if group.free_part() => {}
             None => drop(self.0.groups.pop_first()),
         }

@@ -109,7 +109,8 @@ pub(crate) struct Group<T> {
     pub(crate) protocol_type: Option<StrBytes>,
     pub(crate) protocol: Option<StrBytes>,
     pub(crate) leader: Option<StrBytes>,
-    pub(crate) members: BTreeMap<StrBytes, Member<T>>,
+    /// Boxed, since a map has room for eleven, and many groups have one member.
+    pub(crate) members: BTreeMap<StrBytes, Box<Member<T>>>,
     /// The protocols of all members.
     supported: Supported,
     /// Instance id to member id (KIP-345).
@@ -129,6 +130,8 @@ pub(crate) struct Group<T> {
     pub(crate) logged: bool,
     /// Bytes of memory that the group takes: see `size`.
     pub(crate) bytes: usize,
+    /// The part of `bytes` that appends in flight hold.
+    pub(crate) reserved_bytes: usize,
 }
 
 impl<T> Group<T> {
@@ -154,6 +157,7 @@ impl<T> Group<T> {
             uncommitted: BTreeMap::new(),
             assigning: false,
             logged: false,
+            reserved_bytes: 0,
         }
     }
 
@@ -196,7 +200,7 @@ impl<T> Group<T> {
                 session: None,
             };
             self.supported.add(&loaded.settings.protocols);
-            self.members.insert(member.member_id, loaded);
+            self.members.insert(member.member_id, Box::new(loaded));
         }
         self.bytes = self.count_bytes_without_offsets() + offsets_bytes;
     }
@@ -239,6 +243,7 @@ impl<T> Group<T> {
     pub(crate) fn is_vacant(&self) -> bool {
         self.state == State::Empty
             && !self.logged
+            && self.reserved_bytes == 0
             && self.members.is_empty()
             && self.pending.is_empty()
             && self.offsets.is_empty()
@@ -298,7 +303,7 @@ impl<T> Group<T> {
         }
         self.leader.get_or_insert_with(|| id.clone());
         self.supported.add(&member.settings.protocols);
-        assert!(self.members.insert(id, member).is_none(), "member ids are given out once");
+        assert!(self.members.insert(id, Box::new(member)).is_none(), "member ids are given out once");
     }
 
     /// Removes a member, pending or not. The caller must answer the requests that wait in the returned member.
@@ -314,7 +319,7 @@ impl<T> Group<T> {
         if self.is_leader(id) {
             self.leader = self.members.keys().next().cloned();
         }
-        Some(member)
+        Some(*member)
     }
 
     pub(crate) fn remove_pending(&mut self, id: &StrBytes, timers: &mut Timers) {
@@ -322,6 +327,16 @@ impl<T> Group<T> {
             timers.cancel(&mut session);
             self.bytes -= pending_bytes(id);
         }
+    }
+
+    /// Counts memory for an append in flight: what it will add to the group, or what a failure will bring back.
+    pub(crate) fn reserve(&mut self, bytes: usize) {
+        (self.bytes, self.reserved_bytes) = (self.bytes + bytes, self.reserved_bytes + bytes);
+    }
+
+    /// The append has ended.
+    pub(crate) fn release(&mut self, bytes: usize) {
+        (self.bytes, self.reserved_bytes) = (self.bytes - bytes, self.reserved_bytes - bytes);
     }
 
     /// Replaces a member's settings.

@@ -1,7 +1,9 @@
-//! The memory that groups take, updated with every change. `state_bytes_max` bounds the sum of one coordinator.
+//! The memory that groups take, updated with every change.
 //!
-//! Ids, protocol types, member settings and offsets are counted. Assignments are not: together they are no larger than
-//! the group's record.
+//! Ids, protocol types, member settings, assignments and offsets are counted, and what is being stored: the offsets and
+//! assignments of appends in flight. The test `memory` compares the count with the allocator's.
+
+use std::collections::BTreeMap;
 
 use net::{StrBytes, messages::OffsetCommitRequest};
 
@@ -14,12 +16,17 @@ use crate::coordinator::{
     records::CommittedOffset,
 };
 
-/// Approximate bytes of structures and allocations for each thing, besides its strings.
-const GROUP_BYTES: usize = 1024;
+/// Approximate bytes of structures and allocations for each thing, besides its strings. A map of one entry takes a node
+/// of eleven.
+const GROUP_BYTES: usize = 2048;
 const MEMBER_BYTES: usize = 1024;
-const PENDING_BYTES: usize = 256;
+const PENDING_BYTES: usize = 320;
 const PROTOCOL_BYTES: usize = 128;
-const OFFSET_BYTES: usize = 192;
+const TOPIC_BYTES: usize = 1280;
+const OFFSET_BYTES: usize = 256;
+/// Of an offset and of an assignment that are being stored, each with what will answer the client.
+const CHANGE_BYTES: usize = 384;
+const ASSIGNED_BYTES: usize = 128;
 /// Approximate bytes of a record in the log besides its strings, with its share of the batch header.
 const RECORD_BYTES: usize = 128;
 
@@ -38,8 +45,24 @@ pub(in crate::coordinator) fn new_member_bytes(
     MEMBER_BYTES + GENERATED_BYTES + 3 * prefix + context.client_id.len() + context.client_host.len() + says.bytes()
 }
 
-pub(in crate::coordinator) fn offset_bytes(topic: &str, value: &CommittedOffset) -> usize {
-    OFFSET_BYTES + topic.len() + value.metadata.len()
+/// Bytes of a topic with offsets, besides these.
+pub(in crate::coordinator) fn topic_bytes(topic: &str) -> usize {
+    TOPIC_BYTES + topic.len()
+}
+
+pub(in crate::coordinator) fn offset_bytes(value: &CommittedOffset) -> usize {
+    OFFSET_BYTES + value.metadata.len()
+}
+
+/// Bytes of an offset that is being stored. As a new one it then takes less.
+pub(in crate::coordinator) fn change_bytes(value: &CommittedOffset) -> usize {
+    const { assert!(CHANGE_BYTES >= OFFSET_BYTES) };
+    CHANGE_BYTES + value.metadata.len()
+}
+
+/// Bytes of a member's assignment that is being stored.
+pub(in crate::coordinator) fn assigned_bytes(member: &str, assignment: &[u8]) -> usize {
+    ASSIGNED_BYTES + member.len() + assignment.len()
 }
 
 impl MemberSettings {
@@ -52,7 +75,7 @@ impl<T> Member<T> {
     pub(in crate::coordinator) fn bytes(&self, id: &StrBytes) -> usize {
         let instance = self.instance_id.as_ref().map_or(0, |instance| instance.len());
         let strings = 3 * id.len() + 2 * instance + self.client_id.len() + self.client_host.len();
-        MEMBER_BYTES + strings + self.settings.bytes()
+        MEMBER_BYTES + strings + self.settings.bytes() + self.assignment.len()
     }
 }
 
@@ -64,9 +87,10 @@ impl<T> Group<T> {
     /// Counts all bytes from scratch. [`Group::bytes`] is the same number, kept up to date. For checks: a group may
     /// have several 100,000 offsets.
     pub(in crate::coordinator) fn count_bytes(&self) -> usize {
-        let offsets =
-            self.offsets.iter().flat_map(|(topic, offsets)| offsets.values().map(move |o| offset_bytes(topic, o)));
-        self.count_bytes_without_offsets() + offsets.sum::<usize>()
+        let of_topic = |(topic, offsets): (&StrBytes, &BTreeMap<i32, CommittedOffset>)| {
+            topic_bytes(topic) + offsets.values().map(offset_bytes).sum::<usize>()
+        };
+        self.count_bytes_without_offsets() + self.offsets.iter().map(of_topic).sum::<usize>()
     }
 
     /// Counts all bytes but those of offsets.
@@ -74,7 +98,7 @@ impl<T> Group<T> {
         let members: usize = self.members.iter().map(|(id, member)| member.bytes(id)).sum();
         let pending: usize = self.pending.keys().map(|id| pending_bytes(id)).sum();
         let protocol_type = self.protocol_type.as_ref().map_or(0, |name| name.len());
-        group_bytes(&self.id) + protocol_type + members + pending
+        group_bytes(&self.id) + protocol_type + members + pending + self.reserved_bytes
     }
 
     /// The bytes of all offsets, without a look at each of them.
@@ -84,13 +108,13 @@ impl<T> Group<T> {
 
     /// Approximate bytes of the group's record in the log.
     pub(in crate::coordinator) fn record_bytes(&self) -> usize {
-        let member = |(id, member): (&StrBytes, &Member<T>)| {
+        let member = |id: &StrBytes, member: &Member<T>| {
             let instance = member.instance_id.as_ref().map_or(0, |instance| instance.len());
             let metadata = member.settings.protocols.iter().map(|(_, metadata)| metadata.len()).max().unwrap_or(0);
             let strings = id.len() + instance + member.client_id.len() + member.client_host.len();
             RECORD_BYTES + strings + metadata + member.assignment.len()
         };
-        RECORD_BYTES + 2 * self.id.len() + self.members.iter().map(member).sum::<usize>()
+        RECORD_BYTES + 2 * self.id.len() + self.members.iter().map(|(id, one)| member(id, one)).sum::<usize>()
     }
 }
 

@@ -1,5 +1,7 @@
 //! Scripts with their traces in `testdata`, tests of the log's format, and a random simulation.
 
+mod held;
+mod memory;
 mod records;
 mod rules;
 mod script;

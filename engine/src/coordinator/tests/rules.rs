@@ -22,7 +22,7 @@ use net::{
 use super::world::{AnyTopics, World, read, text};
 use crate::coordinator::{
     AppendId, Config, Context, Coordinator, GroupRequest, GroupResponse, MEMBER_BYTES_MAX, Now, Output,
-    PENDING_MEMBERS_MAX, SEARCH_TURN_ENTRIES, shorten_filter,
+    PENDING_MEMBERS_MAX, Room, SEARCH_TURN_ENTRIES, shorten_filter,
 };
 
 fn context(version: i16) -> Context {
@@ -176,7 +176,8 @@ fn nothing_is_served_before_the_log_is_read() {
     let loading = ErrorCode::CoordinatorLoadInProgress.code();
     let context = context(5);
     let mut ask = |request: GroupRequest| {
-        let mut outputs = coordinator.step(Now::default(), &AnyTopics::default(), &context, request, 1);
+        let mut outputs =
+            coordinator.step(Now::default(), &AnyTopics::default(), Room::default(), &context, request, 1);
         let Some(Output::Reply { token: 1, response }) = outputs.pop() else { panic!("it is answered at once") };
         assert!(outputs.is_empty());
         response
@@ -308,7 +309,8 @@ fn a_member_that_waits_or_lives_does_not_hold_on_to_frames() {
 #[test]
 fn a_protocol_type_counts_as_memory_of_its_group() {
     const LENGTH: usize = 30_000;
-    let mut world = World::new(Config { state_bytes_max: 10 * LENGTH, ..Config::default() });
+    let mut world = World::new(Config::default());
+    world.bytes_max = 10 * LENGTH;
     let named = |group: u64| {
         join(Bytes::new())
             .with_group_id(GroupId(text(&group.to_string())))

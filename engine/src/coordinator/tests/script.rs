@@ -225,7 +225,8 @@ impl Walker {
         config.group_initial_rebalance_delay_ms = words.number("delay", config.group_initial_rebalance_delay_ms);
         config.group_max_size = words.number("max-size", config.group_max_size);
         config.groups_max = words.number("groups-max", config.groups_max);
-        config.state_bytes_max = words.number("bytes-max", config.state_bytes_max);
+        self.world.bytes_max = words.number("bytes-max", self.world.bytes_max);
+        self.world.bytes_kept = words.number("bytes-kept", self.world.bytes_kept);
         config.offset_metadata_max_bytes = words.number("metadata-max", config.offset_metadata_max_bytes);
         config.offsets_retention_ms = words.number("retention", config.offsets_retention_ms);
         config.offsets_retention_check_interval_ms = words.number("check", config.offsets_retention_check_interval_ms);
@@ -357,6 +358,9 @@ impl Walker {
     }
 
     fn replies(&mut self, replies: Vec<(u64, GroupResponse)>) {
+        for (group, bytes) in std::mem::take(&mut self.world.refused) {
+            writeln!(self.trace, "no room: {group} asks for {bytes} bytes").unwrap();
+        }
         for (token, response) in replies {
             let name = self.names[&token].clone();
             let response = self.show(response);

@@ -7,8 +7,8 @@ use kafka_protocol::protocol::Encodable;
 use net::{StrBytes, Uuid, errors::ErrorCode, records::batch::Assigned, turn::ENTRIES_A_TURN};
 
 use crate::coordinator::{
-    AppendId, Config, Context, Coordinator, Cursor, GroupRequest, GroupResponse, Incarnation, Now, Output, Topics,
-    Unusable,
+    AppendId, Config, Context, Coordinator, Cursor, GroupRequest, GroupResponse, Incarnation, Now, Output, Room,
+    Topics, Unusable,
 };
 
 /// The existing topics: every name exists until it is deleted or made again.
@@ -51,6 +51,11 @@ pub(super) struct World {
     pub(super) waiting: Vec<(u64, i16)>,
     tokens: BTreeSet<u64>,
     seed: u64,
+    /// Most bytes of groups, and the part of them that new groups may not take.
+    pub(super) bytes_max: usize,
+    pub(super) bytes_kept: usize,
+    /// The refusals for lack of room since the test took them: the groups, and the bytes that they asked for.
+    pub(super) refused: Vec<(StrBytes, usize)>,
 }
 
 pub(super) fn text(string: &str) -> StrBytes {
@@ -113,6 +118,9 @@ impl World {
             waiting: Vec::new(),
             tokens: BTreeSet::new(),
             seed: 0,
+            bytes_max: usize::MAX,
+            bytes_kept: 0,
+            refused: Vec::new(),
         };
         assert!(world.restart().is_empty());
         world
@@ -134,6 +142,7 @@ impl World {
                     net::records::batch::validate(&batch, 9).expect("a sound batch");
                     self.appending.push_back((id, batch));
                 }
+                Output::NoRoom { group, bytes } => self.refused.push((group, bytes)),
             }
         }
         replies
@@ -151,7 +160,9 @@ impl World {
         let outputs = if request.only_reads() {
             vec![Output::Reply { token, response: read(&self.coordinator, &self.topics, context, &request) }]
         } else {
-            self.coordinator.step(self.now, &self.topics, context, request, token)
+            let bytes = self.bytes_max.saturating_sub(self.coordinator.bytes());
+            let room = Room { bytes, new_groups: bytes.saturating_sub(self.bytes_kept) };
+            self.coordinator.step(self.now, &self.topics, room, context, request, token)
         };
         self.take(outputs)
     }
