@@ -66,7 +66,7 @@ pub enum ServeError {
     Broker(#[from] BrokerError),
 }
 
-/// What the system grants this process.
+/// The CPUs, the memory and the files that the system grants this process.
 struct Grants {
     plan: CorePlan,
     budget: Budget,

@@ -158,7 +158,7 @@ fn groups_beyond_their_share_are_refused_and_the_others_go_on() {
     assert_eq!(join(&mut client, "careless-0", METADATA), refused);
     assert_eq!(worker.assign(&mut client, 500_000), refused);
 
-    // What they have can be stored again.
+    // Groups store again what they have.
     assert_eq!(commit(&mut client, "frugal", 0..100, 4, 4096), vec![Ok(()); 100]);
     assert_eq!(committed(&mut client, "frugal", 0..100), vec![4; 100]);
     assert_eq!(wire::produce(&mut client, TOPIC, 0, wire::batch(&[b"served"])).error_code, errors::NONE);

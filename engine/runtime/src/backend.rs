@@ -58,7 +58,7 @@ pub fn is_simulated() -> bool {
     IS_SIMULATED.get()
 }
 
-/// What the simulation of this thread says, if one runs.
+/// Asks the simulation of this thread, if one runs.
 #[inline]
 pub(crate) fn simulated<R>(ask: impl FnOnce(&dyn Backend) -> R) -> Option<R> {
     if is_simulated() { ask_backend(ask) } else { None }

@@ -232,14 +232,16 @@ pub async fn yield_now() {
     .await;
 }
 
+/// Runs the future that `main` makes to its end, on a core of its own.
+#[cfg(test)]
+pub(crate) fn on_a_core<F: Future<Output = ()> + 'static>(main: impl FnOnce() -> F + Send + 'static) {
+    spawn_core(any_allowed_cpu(), "test", main).unwrap().join().unwrap();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::cell::Cell;
-
-    fn on_a_core<F: Future<Output = ()> + 'static>(main: impl FnOnce() -> F + Send + 'static) {
-        spawn_core(any_allowed_cpu(), "test", main).unwrap().join().unwrap();
-    }
 
     /// Work that yields with `give_way` does not run ahead of tasks that wait for the kernel. Both progress in turns.
     #[test]

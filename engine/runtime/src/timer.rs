@@ -144,11 +144,7 @@ impl Drop for Sleep {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{any_allowed_cpu, spawn_core};
-
-    fn on_a_core<F: Future<Output = ()> + 'static>(main: impl FnOnce() -> F + Send + 'static) {
-        spawn_core(any_allowed_cpu(), "test", main).unwrap().join().unwrap();
-    }
+    use crate::executor::on_a_core;
 
     #[test]
     fn waits_end_in_the_order_of_their_moments_and_none_is_left() {

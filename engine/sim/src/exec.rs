@@ -88,7 +88,7 @@ pub(super) fn world() -> Rc<World> {
     WORLD.with_borrow(|world| world.clone().expect("a simulation runs"))
 }
 
-/// What the broker's code runs on.
+/// The broker's code runs on this.
 impl Backend for World {
     fn now(&self) -> Duration {
         self.clock(self.current.get())

@@ -256,11 +256,8 @@ impl Node {
         world.spawn(self.process, async move {
             let mut booted = node.boot().await;
             // An operator who cannot change the number of cores, because the disk is full, goes back to the former one.
-            if node.ailment.get().full
-                && node.count.get() != before
-                && let Err(why) = &booted
-                && why.to_string().contains("cannot change the number of cores")
-            {
+            let is_full = matches!(booted, Err(StartError::Open(OpenError::Full(_))));
+            if is_full && node.count.get() != before {
                 node.count.set(before);
                 booted = node.boot().await;
             }

@@ -66,9 +66,12 @@ pub(crate) fn bug_name(bug: Bug) -> String {
     name
 }
 
-fn bug(name: &str) -> Result<Bug, String> {
-    let found = Bug::ALL.into_iter().find(|bug| bug_name(*bug) == name);
-    found.ok_or_else(|| format!("no bug has this name; the bugs are {}", names()))
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("no bug has this name; the bugs are {}", names())]
+struct UnknownBug;
+
+fn bug(name: &str) -> Result<Bug, UnknownBug> {
+    Bug::ALL.into_iter().find(|bug| bug_name(*bug) == name).ok_or(UnknownBug)
 }
 
 fn names() -> String {

@@ -119,12 +119,32 @@ impl Runs<'_> {
     }
 }
 
-/// Runs the seeds that the options ask for.
+/// The runs that have ended.
+pub(crate) struct Ran {
+    first: u64,
+    pub(crate) done: u64,
+    pub(crate) total: Summary,
+    pub(crate) violations: Vec<(u64, Violation)>,
+}
+
+/// Runs the seeds that the options ask for, and exits as the program does.
 pub(crate) fn run_many(options: &Options) -> ExitCode {
     // Panics are violations, and told as such.
     if options.seed.is_none() {
         panic::set_hook(Box::new(|_| {}));
     }
+    let Ran { first, done, total, violations } = run_all(options);
+    println!("{total:?}");
+    println!("seeds {first} to {}: {done} runs, {} violations", (first + done).max(first + 1) - 1, violations.len());
+    let well = violations.is_empty() != options.planted.is_some();
+    if !well && options.planted.is_some() {
+        println!("no seed has shown the planted bug");
+    }
+    if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs the seeds that the options ask for.
+pub(crate) fn run_all(options: &Options) -> Ran {
     let usual = if options.planted.is_some() { PLANTED_FROM } else { 0 };
     let first = options.seed.or(options.from).unwrap_or(usual);
     let count = if options.seed.is_some() { 1 } else { options.seeds };
@@ -156,13 +176,10 @@ pub(crate) fn run_many(options: &Options) -> ExitCode {
             }
         }
     });
-    let done = runs.done.into_inner();
-    let violations = runs.violations.into_inner().unwrap_or_else(PoisonError::into_inner);
-    println!("{:?}", runs.total.into_inner().unwrap_or_else(PoisonError::into_inner));
-    println!("seeds {first} to {}: {done} runs, {} violations", (first + done).max(first + 1) - 1, violations.len());
-    let well = violations.is_empty() != options.planted.is_some();
-    if !well && options.planted.is_some() {
-        println!("no seed has shown the planted bug");
+    Ran {
+        first,
+        done: runs.done.into_inner(),
+        total: runs.total.into_inner().unwrap_or_else(PoisonError::into_inner),
+        violations: runs.violations.into_inner().unwrap_or_else(PoisonError::into_inner),
     }
-    if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

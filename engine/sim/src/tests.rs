@@ -2,11 +2,12 @@
 
 use crate::{
     cluster::run,
-    seeds::{PLANTED_FROM, replay, run_caught},
+    options::Options,
+    seeds::{PLANTED_FROM, Ran, run_all, run_caught},
     summary::Summary,
 };
+use clap::Parser as _;
 use runtime::planted::Bug;
-use std::{ops::Range, panic::resume_unwind, thread};
 
 /// Number of seeds of a quick run.
 const SEEDS: u64 = 200;
@@ -14,36 +15,12 @@ const SEEDS: u64 = 200;
 /// A planted bug must show within this number of seeds.
 const PLANTED_SEEDS: u64 = 1_000;
 
-/// Runs every `of`-th of these seeds from position `from` on, and adds up what they did.
-fn run_all(seeds: Range<u64>, from: usize, of: usize) -> Summary {
-    let mut total = Summary::default();
-    for seed in seeds.skip(from).step_by(of) {
-        let summary = run_caught(seed, None, None)
-            .unwrap_or_else(|violation| panic!("seed {seed}: {violation}\nreplay: {}", replay(seed, None, None)));
-        total.add(&summary);
-    }
-    total
-}
-
 #[test]
 fn partitions_keep_their_promises_under_every_fault() {
-    let seeds = 0..SEEDS;
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    let running: Vec<_> = (0..threads)
-        .map(|from| {
-            let seeds = seeds.clone();
-            thread::spawn(move || run_all(seeds, from, threads))
-        })
-        .collect();
-    let mut total = Summary::default();
-    for running in running {
-        match running.join() {
-            Ok(summary) => total.add(&summary),
-            Err(panic) => resume_unwind(panic),
-        }
-    }
+    let options = Options::parse_from(["sim", "--seeds", &SEEDS.to_string()]);
+    let Ran { done: runs, total, violations, .. } = run_all(&options);
     println!("{total:?}");
-    let runs = seeds.end - seeds.start;
+    assert_eq!((runs, violations), (SEEDS, Vec::new()), "the seeds' violations and how to replay them are above");
     // The faults must happen, and must leave the clients room to work.
     let Summary { acked, seen, pipelined, retried, epochs, trimmed, snapshots, .. } = total;
     assert!(acked > 300 * runs && seen > 100 * runs && pipelined > 100 * runs);

@@ -494,7 +494,7 @@ async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
     let mut offset = seat.partition.log_start(core);
     let (mut count, mut share) = (0, Share::TURN);
     while offset < end {
-        // What is read is counted nowhere until it is replayed, so one load at a time reads.
+        // A load counts a piece once it has replayed it, so one load at a time reads.
         let place = core.coordinators.loads.join();
         if let Either::Second(()) = race(place.first(), seat.ended.wait()).await {
             return Err(ErrorCode::NotCoordinator);

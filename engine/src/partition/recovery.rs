@@ -1,4 +1,4 @@
-//! What a partition's state is made from when the store has recovered its log.
+//! A partition's state, made from the log that the store has recovered.
 
 use super::producers::{Producers, RestoreError};
 use consensus::group;

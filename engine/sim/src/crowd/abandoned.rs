@@ -386,7 +386,7 @@ fn a_request_that_waits_for_members_lets_go_of_its_frame() {
     calm.until(|| waiting(&core, "group coordinators") == 0);
 }
 
-/// What waits for other brokers, or for members, stays until that is decided.
+/// A request that waits for other brokers, or for members, stays until they decide.
 #[test]
 fn what_waits_for_others_is_decided_without_its_client() {
     let calm = Calm::new(5, 3);

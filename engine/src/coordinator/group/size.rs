@@ -24,7 +24,7 @@ const PENDING_BYTES: usize = 320;
 const PROTOCOL_BYTES: usize = 128;
 const TOPIC_BYTES: usize = 1280;
 const OFFSET_BYTES: usize = 256;
-/// Of an offset and of an assignment that are being stored, each with what will answer the client.
+/// Bytes of an offset and of an assignment that are being stored, each with what will answer the client.
 const CHANGE_BYTES: usize = 384;
 const ASSIGNED_BYTES: usize = 128;
 /// Approximate bytes of a record in the log besides its strings, with its share of the batch header.
