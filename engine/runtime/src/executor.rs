@@ -4,10 +4,18 @@ use crate::{
     backend::{is_simulated, simulated},
     clock,
     fd::{Alarm, Watched},
+    ticks::Ticks,
     timer::sleep,
 };
-use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement};
-use std::{cell::RefCell, future::Future, io, rc::Rc, time::Duration};
+use glommio::{LocalExecutor, LocalExecutorBuilder, Placement, PoolPlacement};
+use std::{
+    cell::RefCell,
+    future::Future,
+    io,
+    rc::Rc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 use uuid::Uuid;
 
 /// Registered I/O memory per core, in bytes. It is small because the default limit of locked memory is low. The ring
@@ -18,24 +26,14 @@ const IO_MEMORY_BYTES: usize = 64 << 10;
 /// A task that has begun goes on until it waits.
 const TURN_MAX: Duration = Duration::from_millis(10);
 
-/// An executor sleeps no longer than this.
-///
-/// glommio 0.12 may go to sleep although a task is ready: if the thread loses its CPU for [`TURN_MAX`] right before the
-/// first task, the executor starts none, and takes that for "no task is ready" (`LocalExecutor::run_task_queues`).
-/// Only the next event wakes it. While a store opens or closes, none may come.
-const SLEEP_MAX: Duration = Duration::from_millis(10);
-
-/// Timers that keep an executor from sleeping longer. A task sets each of them again, and may be ready without being
-/// started too. Then the next timer wakes the executor.
-const WAKERS: u32 = 8;
-
 /// A core's thread.
-pub struct CoreThread<T: Send + 'static = ()>(ExecutorJoinHandle<T>);
+pub struct CoreThread<T: Send + 'static = ()>(JoinHandle<io::Result<T>>);
 
 impl<T: Send + 'static> CoreThread<T> {
-    /// Waits for the core's main future to end.
+    /// Waits for the core's main future to end. It is an error if the executor could not start, or if the core
+    /// panicked.
     pub fn join(self) -> io::Result<T> {
-        self.0.join().map_err(|error| io::Error::other(error.to_string()))
+        self.0.join().map_err(|_| io::Error::other("the thread panicked"))?
     }
 }
 
@@ -45,7 +43,7 @@ where
     F: Future<Output = T> + 'static,
     T: Send + 'static,
 {
-    start(Placement::Fixed(cpu), name, |builder| builder.preempt_timer(TURN_MAX), main)
+    start(Placement::Fixed(cpu), name, TURN_MAX, main)
         .map_err(|error| io::Error::other(format!("cannot start an executor on CPU {cpu}: {error}")))
 }
 
@@ -59,51 +57,41 @@ where
     F: Future<Output = T> + 'static,
     T: Send + 'static,
 {
-    start(cpu.map_or(Placement::Unbound, Placement::Fixed), name, |builder| builder, main)
+    start(cpu.map_or(Placement::Unbound, Placement::Fixed), name, TURN_MAX, main)
         .map_err(|error| io::Error::other(format!("cannot start the thread {name}: {error}")))
 }
 
 fn start<F, T>(
     placement: Placement,
     name: &str,
-    tune: impl FnOnce(LocalExecutorBuilder) -> LocalExecutorBuilder,
+    turn: Duration,
     main: impl FnOnce() -> F + Send + 'static,
-) -> glommio::Result<CoreThread<T>, ()>
+) -> io::Result<CoreThread<T>>
 where
     F: Future<Output = T> + 'static,
     T: Send + 'static,
 {
-    tune(LocalExecutorBuilder::new(placement))
-        .name(name)
-        .io_memory(IO_MEMORY_BYTES)
-        .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
-        .spawn(move || async move {
-            keep_awake();
-            main().await
-        })
-        .map(CoreThread)
+    let ticks = Ticks::begin()?;
+    let core = move || executor(placement, turn, &ticks).map(|executor| executor.run(main()));
+    thread::Builder::new().name(name.to_owned()).spawn(core).map(CoreThread)
 }
 
-/// Wakes this executor after [`SLEEP_MAX`], again and again.
-fn keep_awake() {
-    for place in 1..=WAKERS {
-        let wakes = async move {
-            glommio::timer::sleep(SLEEP_MAX * place).await;
-            loop {
-                glommio::timer::sleep(SLEEP_MAX * WAKERS).await;
-            }
-        };
-        glommio::spawn_local(wakes).detach();
-    }
+/// Makes the executor of this thread, which never sleeps for longer than a tick.
+fn executor(placement: Placement, turn: Duration, ticks: &Ticks) -> io::Result<LocalExecutor> {
+    let executor = LocalExecutorBuilder::new(placement)
+        .preempt_timer(turn)
+        .io_memory(IO_MEMORY_BYTES)
+        .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
+        .make()
+        .map_err(|error| io::Error::other(error.to_string()))?;
+    executor.spawn(ticks.awaken()).detach();
+    Ok(executor)
 }
 
 /// Runs a future to its end, on an executor of its own on this thread. It is for tests.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let builder = LocalExecutorBuilder::default().io_memory(IO_MEMORY_BYTES);
-    builder.make().expect("an executor starts").run(async {
-        keep_awake();
-        future.await
-    })
+    let ticks = Ticks::begin().expect("a thread starts");
+    executor(Placement::Unbound, TURN_MAX, &ticks).expect("an executor starts").run(future)
 }
 
 /// Runs `future` on this core, detached.
@@ -241,7 +229,43 @@ pub(crate) fn on_a_core<F: Future<Output = ()> + 'static>(main: impl FnOnce() ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::Cell;
+    use std::{
+        cell::Cell,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering::Relaxed},
+        },
+    };
+
+    /// Other threads keep taking the CPU away, and a turn is not much longer than the executor needs to begin it. So the
+    /// executor overlooks ready tasks, about once in a thousand sleeps. Without ticks, it would sleep for ever then.
+    #[test]
+    fn an_executor_that_overlooks_ready_tasks_goes_on() {
+        const TURN: Duration = Duration::from_micros(150);
+        const SLEEPS: usize = 5000;
+        const RIVALS: usize = 2;
+        let cpu = any_allowed_cpu();
+        let done = Arc::new(AtomicBool::new(false));
+        let rivals: Vec<_> = (0..RIVALS)
+            .map(|_| {
+                let done = done.clone();
+                let spin = move || async move { while !done.load(Relaxed) {} };
+                spawn_core(cpu, "rival", spin).unwrap()
+            })
+            .collect();
+        let work = || async {
+            let alarm = Alarm::new().unwrap();
+            for _ in 0..SLEEPS {
+                let begun = clock::now();
+                while clock::now() - begun < TURN {}
+                alarm.ring().unwrap();
+                alarm.rung().await.unwrap();
+            }
+        };
+        start(Placement::Fixed(cpu), "test", TURN, work).unwrap().join().unwrap();
+        done.store(true, Relaxed);
+        rivals.into_iter().for_each(|rival| rival.join().unwrap());
+    }
 
     /// Work that yields with `give_way` does not run ahead of tasks that wait for the kernel. Both progress in turns.
     #[test]

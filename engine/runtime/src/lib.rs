@@ -6,6 +6,7 @@
 //! | [`clock`] | the clock for leases and turns, and the clock for the timestamps of records |
 //! | [`sync`] | waiting within one core: notifications, promises, lines of waiters, races |
 //! | [`executor`] | threads pinned to CPUs, tasks, blocking work, turns |
+//! | `ticks` | what wakes an executor that sleeps although a task is ready |
 //! | [`timer`] | sleeping, and deadlines |
 //! | [`queue`](mod@queue) | bounded queues from one core to another |
 //! | [`fd`] | descriptors that a core watches, and an alarm that any thread may ring |
@@ -21,6 +22,7 @@ pub mod files;
 pub mod planted;
 pub mod queue;
 pub mod sync;
+mod ticks;
 pub mod timer;
 
 pub use executor::{
