@@ -33,8 +33,8 @@ use net::{
 use std::{cell::Cell, collections::BTreeMap, rc::Rc};
 
 const GROUP: &str = "g";
-/// The length of the longest metadata of an offset, and of a large assignment.
-const METADATA: usize = 4096;
+/// The length of an offset's metadata, and of a large assignment.
+const METADATA: usize = 3 << 10;
 const ASSIGNMENT: usize = 200 << 10;
 
 fn text(text: &str) -> StrBytes {
@@ -176,7 +176,7 @@ fn held_for(calm: &Calm, request: impl Into<Request>, version: i16) -> usize {
 
 #[test]
 fn the_answers_to_a_groups_leader_and_to_producers_are_held() {
-    const METADATA: usize = 300 << 10;
+    const METADATA: usize = 100 << 10;
     let calm = calm(7);
     let protocol = JoinGroupRequestProtocol::default().with_name(text("range"));
     let join = |bytes| {
