@@ -42,7 +42,7 @@ const ROUNDS: usize = 5;
 const REQUESTS: u64 = 200;
 /// Bounds for one request with a small record: 70 to 84 allocations to produce, and 30 to 36 to fetch. The rest is for
 /// the runtime, which allocates each time that it goes to sleep. How often it does depends on the machine.
-/// `sim::counts` of the crate bounds the part that does not.
+/// `counts` of the crate `sim` bounds the part that does not.
 const PRODUCE_MAX: f64 = 160.0;
 const FETCH_MAX: f64 = 80.0;
 /// Further allocations for a record of 100 KiB.

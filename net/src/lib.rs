@@ -1,7 +1,7 @@
 //! Kafka's wire protocol, the connections that carry it, and a minimal client.
 //!
 //! This crate knows nothing of storage or consensus. The modules [`codec`] and [`records`] are sans-IO. Sockets are
-//! in [`transport`], [`peer`] and [`client::blocking`]. Only `rt` names the runtime.
+//! in [`transport`], [`peer`] and [`client::blocking`]. Only they name the runtime.
 //!
 //! Invariants:
 //! - This crate never allocates memory by a length that a peer merely claims.
