@@ -237,8 +237,8 @@ mod tests {
         },
     };
 
-    /// Other threads keep taking the CPU away, and a turn is not much longer than the executor needs to begin it. So the
-    /// executor overlooks ready tasks, about once in a thousand sleeps. Without ticks, it would sleep for ever then.
+    /// Other threads keep taking the CPU away, and a turn is not much longer than the executor needs to begin it. So
+    /// the executor overlooks ready tasks, about once in a thousand sleeps. Without ticks, it would sleep for ever.
     #[test]
     fn an_executor_that_overlooks_ready_tasks_goes_on() {
         const TURN: Duration = Duration::from_micros(150);

@@ -1,8 +1,8 @@
 //! Ticks: a thread that wakes each executor of this process every [`TICK`].
 //!
 //! glommio 0.12 may go to sleep although a task is ready. If the thread loses its CPU for a whole turn right before the
-//! first task, `LocalExecutor::run_task_queues` runs none, and returns what it returns when none is ready. Only the next
-//! event wakes the executor then. While a store opens or closes, none may come.
+//! first task, `LocalExecutor::run_task_queues` runs none, and returns what it returns when none is ready. Only the
+//! next event wakes the executor then. While a store opens or closes, none may come.
 //!
 //! A tick is a wake from another thread. glommio counts it as an event even if the task that it wakes is already ready.
 //! So it ends such a sleep, however many tasks were overlooked before. A timer would not do: it wakes a task once, and
