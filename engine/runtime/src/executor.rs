@@ -43,8 +43,7 @@ where
     F: Future<Output = T> + 'static,
     T: Send + 'static,
 {
-    start(Placement::Fixed(cpu), name, TURN_MAX, main)
-        .map_err(|error| io::Error::other(format!("cannot start an executor on CPU {cpu}: {error}")))
+    spawn_thread(name, Some(cpu), main)
 }
 
 /// Starts a thread with an executor, pinned to `cpu` if one is given. Runs the future that `main` makes there.
@@ -57,12 +56,11 @@ where
     F: Future<Output = T> + 'static,
     T: Send + 'static,
 {
-    start(cpu.map_or(Placement::Unbound, Placement::Fixed), name, TURN_MAX, main)
-        .map_err(|error| io::Error::other(format!("cannot start the thread {name}: {error}")))
+    start(cpu, name, TURN_MAX, main)
 }
 
 fn start<F, T>(
-    placement: Placement,
+    cpu: Option<usize>,
     name: &str,
     turn: Duration,
     main: impl FnOnce() -> F + Send + 'static,
@@ -72,13 +70,24 @@ where
     T: Send + 'static,
 {
     let ticks = Ticks::begin()?;
-    let core = move || executor(placement, turn, &ticks).map(|executor| executor.run(main()));
-    thread::Builder::new().name(name.to_owned()).spawn(core).map(CoreThread)
+    let what = match cpu {
+        Some(cpu) => format!("cannot start an executor on CPU {cpu}"),
+        None => format!("cannot start the thread {name}"),
+    };
+    let core = {
+        let what = what.clone();
+        move || {
+            let executor = executor(cpu, turn, &ticks).map_err(|error| io::Error::other(format!("{what}: {error}")))?;
+            Ok(executor.run(main()))
+        }
+    };
+    let started = thread::Builder::new().name(name.to_owned()).spawn(core);
+    started.map(CoreThread).map_err(|error| io::Error::other(format!("{what}: {error}")))
 }
 
 /// Makes the executor of this thread, which never sleeps for longer than a tick.
-fn executor(placement: Placement, turn: Duration, ticks: &Ticks) -> io::Result<LocalExecutor> {
-    let executor = LocalExecutorBuilder::new(placement)
+fn executor(cpu: Option<usize>, turn: Duration, ticks: &Ticks) -> io::Result<LocalExecutor> {
+    let executor = LocalExecutorBuilder::new(cpu.map_or(Placement::Unbound, Placement::Fixed))
         .preempt_timer(turn)
         .io_memory(IO_MEMORY_BYTES)
         .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
@@ -91,7 +100,7 @@ fn executor(placement: Placement, turn: Duration, ticks: &Ticks) -> io::Result<L
 /// Runs a future to its end, on an executor of its own on this thread. It is for tests.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     let ticks = Ticks::begin().expect("a thread starts");
-    executor(Placement::Unbound, TURN_MAX, &ticks).expect("an executor starts").run(future)
+    executor(None, TURN_MAX, &ticks).expect("an executor starts").run(future)
 }
 
 /// Runs `future` on this core, detached.
@@ -262,7 +271,7 @@ mod tests {
                 alarm.rung().await.unwrap();
             }
         };
-        start(Placement::Fixed(cpu), "test", TURN, work).unwrap().join().unwrap();
+        start(Some(cpu), "test", TURN, work).unwrap().join().unwrap();
         done.store(true, Relaxed);
         rivals.into_iter().for_each(|rival| rival.join().unwrap());
     }

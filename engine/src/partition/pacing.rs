@@ -221,6 +221,12 @@ mod tests {
         // Both are as slow.
         ahead.leave_behind(&[RaftIndex::new(7), RaftIndex::new(7)]);
         assert_eq!(ahead.bytes, 0);
+        // Nobody waits for them while they take nothing.
+        for index in 9..=20 {
+            ahead.push(RaftIndex::new(index), MIB);
+            ahead.take(&[RaftIndex::new(7), RaftIndex::new(7)]);
+            assert!(ahead.has_room(8 * MIB, 8 * MIB), "entry {index}");
+        }
     }
 
     #[test]
