@@ -122,6 +122,15 @@ pub fn judge(header: HeaderCase, body: BodyCase, beyond: Beyond) -> &'static Row
         .unwrap_or_else(|| panic!("no row for {header:?}, {body:?}, {beyond:?}"))
 }
 
+/// One position of a ring.
+struct Seen {
+    row: &'static Row,
+    /// `None`: no write of this ring begins here.
+    header: Option<WriteHeader>,
+    /// The write's records, if they are what was written.
+    body: Option<Vec<RingRecord>>,
+}
+
 /// The result of reading a ring.
 #[derive(Debug)]
 pub struct Recovered {
@@ -252,23 +261,11 @@ impl<F: File> Scan<'_, F> {
             let Some(&(_, slot)) = live.last() else {
                 break judge(HeaderCase::Zero, BodyCase::Unknown, Beyond::Nothing);
             };
-            let offset = at.0 - number * self.segment_bytes;
-            let seen = self.header_at(&mut window, slot, number, at).await?;
-            let body = match &seen {
-                (HeaderCase::Ours, Some(header)) => Some(self.body(&mut window, slot, offset, header).await?),
-                _ => None,
-            };
-            let body_case = match &body {
-                Some(Some(_)) => BodyCase::Whole,
-                Some(None) => BodyCase::Broken,
-                None => BodyCase::Unknown,
-            };
-            let beyond = self.beyond(slot, number, at, body_case).await?;
-            let row = judge(seen.0, body_case, beyond);
+            let Seen { row, header, body } = self.look(&mut window, slot, number, at).await?;
             tell(at, row);
             match row.verdict {
                 Verdict::Take => {
-                    let (header, new) = (seen.1.expect("ours"), body.flatten().expect("whole"));
+                    let (header, new) = (header.expect("ours"), body.expect("whole"));
                     records.extend(new);
                     clean = header.clean;
                     (at, end) = (header.end(), header.end());
@@ -280,20 +277,41 @@ impl<F: File> Scan<'_, F> {
                 }
                 Verdict::End => break row,
                 Verdict::Torn => {
-                    clean &= seen.1.is_none();
+                    clean &= header.is_none();
                     // Without a header, bytes behind a clean shutdown's mark are left from a write that an earlier
                     // recovery cut.
                     if !clean {
-                        torn_bytes = seen.1.map_or(BLOCK as u64, |header| header.write_bytes());
+                        torn_bytes = header.map_or(BLOCK as u64, |header| header.write_bytes());
                     }
                     break row;
                 }
                 Verdict::Damaged => return Err(self.damaged(slot, at, row.name)),
-                Verdict::Newer => return Err(RecoveryError::Newer { slot, found: self.newer_at(slot, offset).await? }),
+                Verdict::Newer => {
+                    let found = self.newer_at(slot, at.0 - number * self.segment_bytes).await?;
+                    return Err(RecoveryError::Newer { slot, found });
+                }
             }
         };
         let start = RingStart { ring_id: self.ring_id.unwrap_or_default(), live, end, next: at };
         Ok(Recovered { start, records, first, clean, torn_bytes, last })
+    }
+
+    /// Reads and judges one position.
+    async fn look(&self, window: &mut Window, slot: u32, number: u64, at: LogPos) -> Result<Seen, RecoveryError> {
+        let (case, header) = self.header_at(window, slot, number, at).await?;
+        let body = match (case, &header) {
+            (HeaderCase::Ours, Some(header)) => {
+                Some(self.body(window, slot, at.0 - number * self.segment_bytes, header).await?)
+            }
+            _ => None,
+        };
+        let body_case = match &body {
+            Some(Some(_)) => BodyCase::Whole,
+            Some(None) => BodyCase::Broken,
+            None => BodyCase::Unknown,
+        };
+        let row = judge(case, body_case, self.beyond(slot, number, at, body_case).await?);
+        Ok(Seen { row, header, body: body.flatten() })
     }
 
     async fn header_at(

@@ -20,7 +20,7 @@
 use crate::{
     disk::{Disk, Durability, File},
     errors::FlushError,
-    log::LogOptions,
+    log::{Log, LogOptions},
     record::{Held, LogMark as Mark},
     segment::{
         FrameWriter, Segment, entry_frame_len,
@@ -193,6 +193,18 @@ struct Finished {
     created: bool,
 }
 
+/// A group's log when its flush began. A copy, so that no borrow is held across an await.
+struct Found {
+    group: GroupId,
+    /// The last segment, if it takes more entries.
+    active: Option<Segment>,
+    next_serial: u64,
+    options: LogOptions,
+    log_start: u64,
+    /// In ms since the epoch.
+    now_ms: i64,
+}
+
 /// Flushes one group. Returns whether it wrote anything.
 async fn flush_group<D: Disk>(
     shared: &Rc<Shared<D>>,
@@ -213,7 +225,7 @@ async fn flush_group<D: Disk>(
         return Ok(false);
     }
     let mut entries = entries_to_flush(shared, group, cut).await;
-    let (active, serial, options, log_start, has_dir, now_ms) = {
+    let (found, has_dir) = {
         let mut state = shared.state.borrow_mut();
         let now_ms = state.flush_ms;
         // A truncation may have come while the segments were cut or the entries collected.
@@ -221,7 +233,8 @@ async fn flush_group<D: Disk>(
         let (Some(log), Some(last)) = (settled, entries.last()) else { return Ok(false) };
         log.written_index = last.entry.index;
         let active = log.segments.last().copied().filter(|segment| !segment.sealed);
-        (active, log.next_serial, log.options, log.log_start, log.dir_made, now_ms)
+        let Log { next_serial, options, log_start, dir_made, .. } = **log;
+        (Found { group, active, next_serial, options, log_start, now_ms }, dir_made)
     };
     if !has_dir {
         let dir = shared.files.group_dir(group);
@@ -233,9 +246,7 @@ async fn flush_group<D: Disk>(
         }
     }
     let mut finished = Vec::new();
-    let written =
-        write_entries(shared, group, &entries, active, serial, options, log_start, now_ms, &mut finished).await;
-    if let Err(error) = written {
+    if let Err(error) = write_entries(shared, &found, &entries, &mut finished).await {
         // No checkpoint names the created files, and their space is needed. Their removal must be durable before
         // another place may hold the group's entries, since recovery does not look for these files after that.
         let mut removed = false;
@@ -280,27 +291,22 @@ async fn entries_to_flush<D: Disk>(shared: &Shared<D>, group: GroupId, cut: LogP
     }
 }
 
-/// Writes and syncs `entries` behind `active`, in new segments where they do not fit. `finished` lists the segments,
-/// including, after an error, the one that was begun.
-#[allow(clippy::too_many_arguments)] // A snapshot of the log, taken so that no borrow is held across an await.
+/// Writes and syncs `entries` behind the active segment, in new segments where they do not fit. `finished` lists the
+/// segments, including, after an error, the one that was begun.
 async fn write_entries<D: Disk>(
     shared: &Rc<Shared<D>>,
-    group: GroupId,
+    found: &Found,
     entries: &[Held],
-    active: Option<Segment>,
-    mut serial: u64,
-    options: LogOptions,
-    log_start: u64,
-    now_ms: i64,
     finished: &mut Vec<Finished>,
 ) -> Result<(), FlushError> {
-    let mut left: usize = entries.iter().map(|held| entry_frame_len(&held.entry)).sum();
-    let mut active = active;
-    let mut at = 0;
-    while at < entries.len() {
-        let first = &entries[at];
+    let Found { mut active, next_serial: mut serial, .. } = *found;
+    let mut rest = entries;
+    while let Some(first) = rest.first() {
         let (segment, created) = match active.take() {
-            Some(mut full) if rolls(&full, full.len, first, &options, now_ms) || full.end_offset <= log_start => {
+            Some(mut full)
+                if rolls(&full, full.len, first, &found.options, found.now_ms)
+                    || full.end_offset <= found.log_start =>
+            {
                 full.sealed = true;
                 finished.push(Finished { segment: full, frames: Vec::new(), created: false });
                 continue;
@@ -311,48 +317,65 @@ async fn write_entries<D: Disk>(
                 (Segment::new(serial - 1, first.base_offset, first.entry.index), true)
             }
         };
-        let id = SegmentId { group, serial: segment.serial };
-        let name = || shared.files.segment(id, segment.base_offset).display().to_string();
         if created {
             finished.push(Finished { segment, frames: Vec::new(), created });
         }
-        let file = match created {
-            true => shared.files.create(id, segment.base_offset).await,
-            false => shared.files.open(id, segment.base_offset).await,
-        };
-        let file = file.map_err(|error| FlushError::of(name(), error))?;
-        let mut writer = FrameWriter::new(id, segment, shared.config.flush_write_bytes, now_ms);
-        let mut writes: VecDeque<(u64, Bytes)> = VecDeque::new();
-        while let Some(held) = entries.get(at) {
-            if !writer.frames.is_empty() && rolls(&writer.segment, writer.position(), held, &options, now_ms) {
-                break;
-            }
-            left -= entry_frame_len(&held.entry);
-            writer.push(held, left, |position, data| writes.push_back((position, data)));
-            at += 1;
-            if at.is_multiple_of(shared.config.flush_turn_entries) {
-                shared.give_way().await;
-            }
-            while let Some((position, data)) = writes.pop_front() {
-                write(shared, &*file, position, data).await.map_err(|error| FlushError::of(name(), error))?;
-            }
-        }
-        writer.finish(|position, data| writes.push_back((position, data)));
-        while let Some((position, data)) = writes.pop_front() {
-            write(shared, &*file, position, data).await.map_err(|error| FlushError::of(name(), error))?;
-        }
-        file.sync().await.map_err(|error| FlushError::of(name(), error))?;
+        let (mut written, count) = write_segment(shared, found, segment, created, rest).await?;
+        rest = &rest[count..];
+        written.segment.sealed = !rest.is_empty();
         if created {
-            let dir = shared.files.group_dir(group);
-            shared.disk.sync_dir(&dir).await.map_err(|error| FlushError::of(dir.display(), error))?;
             finished.pop();
         }
-        shared.count(|stats| stats.flushed_files += 1);
-        let mut segment = writer.segment;
-        segment.sealed = at < entries.len();
-        finished.push(Finished { segment, frames: writer.frames, created });
+        finished.push(written);
     }
     Ok(())
+}
+
+/// Writes the first of `entries`, as many as belong into the segment, and syncs its file. Returns the segment, and how
+/// many entries it took.
+async fn write_segment<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    found: &Found,
+    segment: Segment,
+    created: bool,
+    entries: &[Held],
+) -> Result<(Finished, usize), FlushError> {
+    let id = SegmentId { group: found.group, serial: segment.serial };
+    let failed = |error| FlushError::of(shared.files.segment(id, segment.base_offset).display(), error);
+    let file = match created {
+        true => shared.files.create(id, segment.base_offset).await,
+        false => shared.files.open(id, segment.base_offset).await,
+    };
+    let file = file.map_err(failed)?;
+    let mut writer = FrameWriter::new(id, segment, shared.config.flush_write_bytes, found.now_ms);
+    let mut writes: VecDeque<(u64, Bytes)> = VecDeque::new();
+    let mut left: usize = entries.iter().map(|held| entry_frame_len(&held.entry)).sum();
+    let mut count = 0usize;
+    for held in entries {
+        if !writer.frames.is_empty() && rolls(&writer.segment, writer.position(), held, &found.options, found.now_ms) {
+            break;
+        }
+        left -= entry_frame_len(&held.entry);
+        writer.push(held, left, |position, data| writes.push_back((position, data)));
+        count += 1;
+        if count.is_multiple_of(shared.config.flush_turn_entries) {
+            shared.give_way().await;
+        }
+        while let Some((position, data)) = writes.pop_front() {
+            write(shared, &*file, position, data).await.map_err(failed)?;
+        }
+    }
+    writer.finish(|position, data| writes.push_back((position, data)));
+    while let Some((position, data)) = writes.pop_front() {
+        write(shared, &*file, position, data).await.map_err(failed)?;
+    }
+    file.sync().await.map_err(failed)?;
+    if created {
+        let dir = shared.files.group_dir(found.group);
+        shared.disk.sync_dir(&dir).await.map_err(|error| FlushError::of(dir.display(), error))?;
+    }
+    shared.count(|stats| stats.flushed_files += 1);
+    Ok((Finished { segment: writer.segment, frames: writer.frames, created }, count))
 }
 
 async fn write<D: Disk>(shared: &Shared<D>, file: &D::File, position: u64, data: Bytes) -> io::Result<()> {

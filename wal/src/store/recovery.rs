@@ -96,31 +96,8 @@ pub(crate) async fn open<D: Disk>(
             journal.staged().0
         )));
     }
-    let mut replay = Replay::new(&checkpoint, &config);
-    for record in ring.records {
-        replay.apply(record)?;
-    }
-    let Replay { mut groups, removed, touched, .. } = replay;
-    for log in groups.values_mut().filter(|log| log.by_snapshot && log.flushed.index > RaftIndex::ZERO) {
-        log.app = crate::store::snapshot::load(&disk, dirs, log.id, log.flushed).await?;
-    }
-    let mut state = State {
-        removed: removed.iter().map(|group| (group.id, Removed { group: *group, files_gone: false })).collect(),
-        garbage: checkpoint.garbage.clone(),
-        number: checkpoint.number,
-        // Everything that the last flush could not write counts as staged since. A full disk may have left the whole
-        // ring to this process.
-        cut: needs,
-        ..State::default()
-    };
-    state.cache = arrivals(groups.values().map(AsRef::as_ref)).into();
-    state.groups = groups;
-    state.recount_carried();
+    let (state, touched) = replay(&disk, dirs, &checkpoint, &config, ring.records).await?;
     let besides = (checkpoint_bytes as u64).saturating_sub(state.carried_bytes);
-    let dirty: Vec<GroupId> = state.groups.values().filter(|log| log.is_only_in_ring()).map(|log| log.id).collect();
-    for group in dirty {
-        state.mark_dirty(group);
-    }
     let shared = Rc::new(Shared {
         files: Files::new(disk.clone(), dirs.logs.clone(), config.open_files_max),
         disk,
@@ -150,6 +127,42 @@ pub(crate) async fn open<D: Disk>(
         shared.ask_flush();
     }
     Ok((Store { shared }, recovered, report))
+}
+
+/// The state as of the checkpoint and the ring's records behind it. Also returns the groups that a flush may have been
+/// writing when the store stopped.
+async fn replay<D: Disk>(
+    disk: &D,
+    dirs: &StoreDirs,
+    checkpoint: &Checkpoint,
+    config: &StoreConfig,
+    records: Vec<RingRecord>,
+) -> Result<(State, BTreeSet<GroupId>), OpenError> {
+    let mut replay = Replay::new(checkpoint, config);
+    for record in records {
+        replay.apply(record)?;
+    }
+    let Replay { mut groups, removed, touched, .. } = replay;
+    for log in groups.values_mut().filter(|log| log.by_snapshot && log.flushed.index > RaftIndex::ZERO) {
+        log.app = crate::store::snapshot::load(disk, dirs, log.id, log.flushed).await?;
+    }
+    let mut state = State {
+        removed: removed.iter().map(|group| (group.id, Removed { group: *group, files_gone: false })).collect(),
+        garbage: checkpoint.garbage.clone(),
+        number: checkpoint.number,
+        // Everything that the last flush could not write counts as staged since. A full disk may have left the whole
+        // ring to this process.
+        cut: checkpoint.needs_ring_from(),
+        ..State::default()
+    };
+    state.cache = arrivals(groups.values().map(AsRef::as_ref)).into();
+    state.groups = groups;
+    state.recount_carried();
+    let dirty: Vec<GroupId> = state.groups.values().filter(|log| log.is_only_in_ring()).map(|log| log.id).collect();
+    for group in dirty {
+        state.mark_dirty(group);
+    }
+    Ok((state, touched))
 }
 
 fn named(path: &Path) -> impl Fn(std::io::Error) -> OpenError + '_ {
