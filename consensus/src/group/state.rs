@@ -110,8 +110,8 @@ impl Group {
     }
 
     /// This leader's term, once it has committed an entry in it. This is the partition's leader epoch.
-    pub fn epoch(&self) -> Option<u64> {
-        (self.is_leader() && self.raw.raft.commit_to_current_term()).then_some(self.raw.raft.term)
+    pub fn epoch(&self) -> Option<Term> {
+        (self.is_leader() && self.raw.raft.commit_to_current_term()).then_some(self.term())
     }
 
     pub fn term(&self) -> Term {

@@ -198,7 +198,7 @@ fn a_leaders_epoch_begins_with_its_first_commit() {
     let mut group = leader();
     assert_eq!((group.is_leader(), group.epoch()), (true, None));
     settle(&mut group, &mut Disk::default());
-    assert_eq!(group.epoch(), Some(1));
+    assert_eq!(group.epoch(), Some(Term(1)));
 }
 
 #[test]

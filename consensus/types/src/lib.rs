@@ -9,4 +9,4 @@ mod ids;
 mod log;
 
 pub use ids::{CoreId, GroupId, SLICES, SliceId, node_of, peer_id};
-pub use log::{HardState, Position, RaftIndex, Term, TermRun};
+pub use log::{HardState, LeaderEpoch, Position, RaftIndex, Term, TermRun};

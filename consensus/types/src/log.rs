@@ -10,13 +10,10 @@ use std::{
 pub struct Term(pub u64);
 
 impl Term {
-    /// Kafka's leader epoch: the term of the partition's Raft group, in the 31 bits that the protocol has for it.
-    pub fn leader_epoch(self) -> i32 {
-        self.0 as i32
-    }
-
-    pub fn of_leader_epoch(epoch: i32) -> Self {
-        Self(epoch as u64)
+    /// The leader epoch of a partition whose group has this term.
+    #[inline]
+    pub const fn leader_epoch(self) -> LeaderEpoch {
+        LeaderEpoch(self.0 as i32)
     }
 }
 
@@ -35,6 +32,45 @@ impl AddAssign<u64> for Term {
 }
 
 impl fmt::Display for Term {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(out)
+    }
+}
+
+/// Kafka's leader epoch: the term of the partition's Raft group, in the 31 bits that the protocol has for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct LeaderEpoch(i32);
+
+impl LeaderEpoch {
+    /// No epoch is known or asked for. It comes before all others.
+    pub const NONE: Self = Self(-1);
+
+    /// The epoch with this number, as in Kafka's protocol and records. All numbers below 0 stand for none.
+    #[inline]
+    pub const fn new(number: i32) -> Self {
+        Self(number)
+    }
+
+    /// Its number, as [`LeaderEpoch::new`] takes it.
+    #[inline]
+    pub const fn get(self) -> i32 {
+        self.0
+    }
+
+    #[inline]
+    pub const fn is_none(self) -> bool {
+        self.0 < 0
+    }
+
+    /// The term of the partition's Raft group in this epoch, which is not [`LeaderEpoch::NONE`].
+    #[inline]
+    pub const fn term(self) -> Term {
+        Term(self.0 as u64)
+    }
+}
+
+impl fmt::Display for LeaderEpoch {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(out)
     }

@@ -20,7 +20,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use types::GroupId;
+use types::{GroupId, LeaderEpoch};
 
 /// How long faults go on. How long it may take at the end until all replicas have everything.
 const FAULTS: Duration = Duration::from_secs(25);
@@ -220,7 +220,9 @@ impl Cluster {
                 let mut ledger = self.ledger.borrow_mut();
                 let history = ledger.of(target.group);
                 history.leads(node.id, epoch, watermark).map_err(named)?;
-                if let Some((ended, end)) = partition.end_of_epoch(epoch - 1).filter(|(ended, _)| *ended >= 0) {
+                if let Some((ended, end)) =
+                    partition.end_of_epoch(LeaderEpoch::new(epoch.get() - 1)).filter(|(ended, _)| !ended.is_none())
+                {
                     history.ended(ended, end).map_err(named)?;
                 }
             }

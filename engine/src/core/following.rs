@@ -17,7 +17,7 @@ use std::{
     rc::Rc,
     sync::Arc,
 };
-use types::{GroupId, Position, RaftIndex, Term};
+use types::{GroupId, LeaderEpoch, Position, RaftIndex, Term};
 use wal::store::RecoveredGroup;
 
 /// Ticks without a leader before a replica of a partition stands for election, and ticks between two replicas'
@@ -236,7 +236,7 @@ impl Core {
     pub(super) fn are_led(&self, led: &[Led]) {
         let mut leaders = self.leaders.borrow_mut();
         for led in led {
-            let known = leaders.get(&led.group).map_or(-1, |known| known.epoch);
+            let known = leaders.get(&led.group).map_or(LeaderEpoch::NONE, |known| known.epoch);
             if led.epoch >= known {
                 leaders.insert(led.group, Leadership { node: led.node.unwrap_or(-1), epoch: led.epoch });
             }

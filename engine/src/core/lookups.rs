@@ -13,7 +13,7 @@ use net::{
     turn::ENTRIES_A_TURN,
 };
 use std::{ops::Bound, sync::Arc};
-use types::GroupId;
+use types::{GroupId, LeaderEpoch};
 
 impl Core {
     /// Host and port that are advertised to clients.
@@ -68,7 +68,7 @@ impl Core {
     /// The leader to try instead, for an answer of NOT_LEADER_OR_FOLLOWER (KIP-951).
     pub fn leader_hint(&self, topic: &TopicRef, partition: i32) -> Option<LeaderHint> {
         let leader = self.leader_of(self.find_group(topic, partition).ok()?)?;
-        Some(LeaderHint { leader_id: leader.node, leader_epoch: leader.epoch })
+        Some(LeaderHint { leader_id: leader.node, leader_epoch: leader.epoch.get() })
     }
 
     /// The name of a topic that belongs to the broker itself. `None` for all others.
@@ -103,10 +103,10 @@ impl Core {
     /// that one counts.
     pub fn leader_of(&self, group: GroupId) -> Option<Leadership> {
         if group == META_GROUP {
-            return self.controller().map(|node| Leadership { node, epoch: -1 });
+            return self.controller().map(|node| Leadership { node, epoch: LeaderEpoch::NONE });
         }
         let here = self.leaders.borrow().get(&group).copied();
-        let known = here.map_or(-1, |here| here.epoch);
+        let known = here.map_or(LeaderEpoch::NONE, |here| here.epoch);
         let told = self.view(|view| led_elsewhere(view, group, self.node())).filter(|told| told.epoch > known);
         told.or(here.filter(|here| here.node >= 0))
     }

@@ -85,7 +85,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use types::{CoreId, GroupId, SliceId};
+use types::{CoreId, GroupId, LeaderEpoch, SliceId};
 use wal::store::RecoveredGroup;
 
 /// The storage of one core.
@@ -95,7 +95,7 @@ pub type Store = wal::store::Store<Disk>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leadership {
     pub node: i32,
-    pub epoch: i32,
+    pub epoch: LeaderEpoch,
 }
 
 /// The leader of a partition of this broker, as the local replica knows it.
@@ -105,7 +105,7 @@ pub struct Led {
     pub name: TopicPartition,
     /// `None`: no leader any more, as far as this replica knows.
     pub node: Option<i32>,
-    pub epoch: i32,
+    pub epoch: LeaderEpoch,
     /// If this broker leads the partition: the nodes in sync.
     pub in_sync: Vec<i32>,
 }

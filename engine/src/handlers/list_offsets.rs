@@ -36,7 +36,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use types::{GroupId, RaftIndex, Term};
+use types::{GroupId, LeaderEpoch, RaftIndex, Term};
 use wal::store::read::Batch;
 
 /// Timestamps with a special meaning, as ListOffsetsRequest defines them.
@@ -85,17 +85,17 @@ impl Unreadable {
 /// What ListOffsets asks of a partition.
 pub struct Where {
     timestamp: i64,
-    leader_epoch: i32,
+    leader_epoch: LeaderEpoch,
 }
 
 /// A position in a log.
 pub struct Place {
     offset: i64,
     timestamp: i64,
-    leader_epoch: i32,
+    leader_epoch: LeaderEpoch,
 }
 
-const NOWHERE: Place = Place { offset: -1, timestamp: -1, leader_epoch: -1 };
+const NOWHERE: Place = Place { offset: -1, timestamp: -1, leader_epoch: LeaderEpoch::NONE };
 
 pub async fn list(core: &Rc<Core>, request: ListOffsetsRequest, version: i16) -> ListOffsetsResponse {
     let mut work = Work::on(core);
@@ -119,7 +119,10 @@ pub async fn list(core: &Rc<Core>, request: ListOffsetsRequest, version: i16) ->
             if core.find_group(&name, partition.partition_index) == Ok(META_GROUP) {
                 of_metadata.push((questions.len(), partition.timestamp));
             }
-            let what = Where { timestamp: partition.timestamp, leader_epoch: partition.current_leader_epoch };
+            let what = Where {
+                timestamp: partition.timestamp,
+                leader_epoch: LeaderEpoch::new(partition.current_leader_epoch),
+            };
             questions.push(Question { topic: name.clone(), partition: partition.partition_index, what });
         }
     }
@@ -149,9 +152,10 @@ pub async fn list(core: &Rc<Core>, request: ListOffsetsRequest, version: i16) ->
 fn row(partition: i32, answer: Result<Place, ErrorCode>) -> ListOffsetsPartitionResponse {
     let response = ListOffsetsPartitionResponse::default().with_partition_index(partition);
     match answer {
-        Ok(place) => {
-            response.with_offset(place.offset).with_timestamp(place.timestamp).with_leader_epoch(place.leader_epoch)
-        }
+        Ok(place) => response
+            .with_offset(place.offset)
+            .with_timestamp(place.timestamp)
+            .with_leader_epoch(place.leader_epoch.get()),
         Err(code) => response.with_error_code(code.code()).with_offset(-1).with_timestamp(-1),
     }
 }
@@ -327,12 +331,12 @@ async fn search(work: &mut Work<'_>, batch: &Bytes, wanted: i64) -> Result<Optio
 
 /// What OffsetForLeaderEpoch asks of a partition.
 pub struct AskedEpoch {
-    current: i32,
-    wanted: i32,
+    current: LeaderEpoch,
+    wanted: LeaderEpoch,
 }
 
 /// The last leader epoch up to the wanted one, and the offset at which it ends. `None`: the log has no such epoch.
-pub type EpochEnd = Option<(i32, u64)>;
+pub type EpochEnd = Option<(LeaderEpoch, u64)>;
 
 /// On the owner of the partitions: finds where leader epochs end.
 pub async fn find_epoch_ends(core: Rc<Core>, questions: Placed<AskedEpoch>) -> Found<EpochEnd> {
@@ -349,7 +353,8 @@ pub async fn for_leader_epoch(core: &Rc<Core>, request: OffsetForLeaderEpochRequ
         let name = TopicRef::Name(topic.topic.0.clone());
         for partition in &topic.partitions {
             work.entry().await;
-            let what = AskedEpoch { current: partition.current_leader_epoch, wanted: partition.leader_epoch };
+            let current = LeaderEpoch::new(partition.current_leader_epoch);
+            let what = AskedEpoch { current, wanted: LeaderEpoch::new(partition.leader_epoch) };
             questions.push(Question { topic: name.clone(), partition: partition.partition, what });
         }
     }
@@ -364,7 +369,7 @@ pub async fn for_leader_epoch(core: &Rc<Core>, request: OffsetForLeaderEpochRequ
             let response = EpochEndOffset::default().with_partition(asked.partition);
             partitions.push(match answers.next().expect("each question has an answer") {
                 Ok(Some((epoch, end))) => {
-                    response.with_error_code(errors::NONE).with_leader_epoch(epoch).with_end_offset(end as i64)
+                    response.with_error_code(errors::NONE).with_leader_epoch(epoch.get()).with_end_offset(end as i64)
                 }
                 Ok(None) => response.with_leader_epoch(-1).with_end_offset(-1),
                 Err(code) => response.with_error_code(code.code()).with_leader_epoch(-1).with_end_offset(-1),

@@ -34,6 +34,7 @@ use std::{
     ops::{Bound, Range},
     rc::Rc,
 };
+use types::LeaderEpoch;
 
 pub async fn metadata(core: &Rc<Core>, request: MetadataRequest, version: i16) -> MetadataResponse {
     let mut look = Look::new(core).await;
@@ -225,7 +226,7 @@ impl<'a> Look<'a> {
                 .with_error_code(if leader.is_some() { errors::NONE } else { ErrorCode::LeaderNotAvailable.code() })
                 .with_partition_index(number as i32)
                 .with_leader_id(BrokerId(leader.map_or(-1, |leader| leader.node)))
-                .with_leader_epoch(leader.map_or(-1, |leader| leader.epoch))
+                .with_leader_epoch(leader.map_or(LeaderEpoch::NONE, |leader| leader.epoch).get())
                 .with_replica_nodes(nodes.clone())
                 .with_isr_nodes(self.in_sync(partition).into_iter().map(BrokerId).collect())
                 .with_offline_replicas(offline);

@@ -124,7 +124,7 @@ impl Partition {
         let base_offset = state.end;
         let assigned = Assigned {
             base_offset: base_offset as i64,
-            partition_leader_epoch: self.leader_epoch(),
+            partition_leader_epoch: self.leader_epoch().get(),
             log_append_time_ms,
         };
         let header = batch::assigned_header(&batch, assigned);

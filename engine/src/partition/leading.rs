@@ -16,7 +16,7 @@ use consensus::{
     wire::{PeerMessage, Rest},
 };
 use std::{rc::Rc, time::Duration};
-use types::{Position, RaftIndex, Term};
+use types::{LeaderEpoch, Position, RaftIndex, Term};
 
 /// Ticks without a new entry before a group may rest.
 const RESTS_AFTER: u32 = 5;
@@ -68,7 +68,7 @@ impl Partition {
             // The leader was only out of sight: the first entry of its term is applied already.
             let epoch = self.state.borrow().epochs.last().map(|(epoch, _)| *epoch);
             if let Some(epoch) = epoch {
-                self.is_led(core, Term::of_leader_epoch(epoch));
+                self.is_led(core, epoch.term());
             }
         }
     }
@@ -98,7 +98,7 @@ impl Partition {
         }
     }
 
-    fn announce(&self, core: &Rc<Core>, node: Option<i32>, epoch: i32) {
+    fn announce(&self, core: &Rc<Core>, node: Option<i32>, epoch: LeaderEpoch) {
         self.count_health(core);
         let in_sync = self.in_sync.borrow().clone();
         core.announce_leader(Led { group: self.group(), name: self.name.clone(), node, epoch, in_sync });

@@ -72,7 +72,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use types::{GroupId, RaftIndex, Term};
+use types::{GroupId, LeaderEpoch, RaftIndex, Term};
 use wal::store::{AppState, AppendError, LogPos, RecoveredGroup};
 
 #[derive(Default)]
@@ -95,7 +95,7 @@ struct State {
     /// The last token given out.
     asked: u64,
     /// The leader epochs of the retained log, ascending, each with its first offset.
-    epochs: Vec<(i32, u64)>,
+    epochs: Vec<(LeaderEpoch, u64)>,
     failed: bool,
 }
 
@@ -135,7 +135,7 @@ pub struct Partition {
     /// The term in which this replica was seen to lead.
     led_term: Cell<Option<Term>>,
     /// The leader (node and epoch) that was last announced to the other cores.
-    told: Cell<Option<(i32, i32)>>,
+    told: Cell<Option<(i32, LeaderEpoch)>>,
     /// On a leader: the nodes in sync. They have all committed entries, or had them within the allowed lag.
     in_sync: RefCell<Vec<i32>>,
     /// On a leader: until when each peer counts as in sync even if it lags.
@@ -276,20 +276,20 @@ impl Partition {
 
     /// The current Raft term. While this replica [leads](Self::leads), it is the term in which it committed its
     /// first entry.
-    pub fn leader_epoch(&self) -> i32 {
+    pub fn leader_epoch(&self) -> LeaderEpoch {
         self.replica.with(|raft| raft.term()).leader_epoch()
     }
 
     /// The epoch of the record at `offset`.
-    pub fn epoch_of(&self, offset: u64) -> i32 {
+    pub fn epoch_of(&self, offset: u64) -> LeaderEpoch {
         let state = self.state.borrow();
         let after = state.epochs.partition_point(|(_, first)| *first <= offset);
-        state.epochs[..after].last().map_or(-1, |(epoch, _)| *epoch)
+        state.epochs[..after].last().map_or(LeaderEpoch::NONE, |(epoch, _)| *epoch)
     }
 
     /// The largest epoch at or below `epoch`, and the offset at which its records end (KIP-101). `None` if there is
     /// no such epoch.
-    pub fn end_of_epoch(&self, epoch: i32) -> Option<(i32, u64)> {
+    pub fn end_of_epoch(&self, epoch: LeaderEpoch) -> Option<(LeaderEpoch, u64)> {
         let state = self.state.borrow();
         let after = state.epochs.partition_point(|(known, _)| *known <= epoch);
         if epoch > self.leader_epoch() || after == 0 {

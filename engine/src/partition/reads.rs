@@ -4,6 +4,7 @@ use super::{Partition, errors::PartitionError};
 use crate::{clock, core::Core, log_limit::Admitted};
 use bytes::Bytes;
 use std::pin::Pin;
+use types::LeaderEpoch;
 use wal::store::read::{self as log_read, Read, ReadError};
 
 /// The rest of a read that needs the disk.
@@ -20,12 +21,12 @@ pub enum FetchRead {
 
 impl Partition {
     /// KIP-320: a client with an older leader epoch is fenced. One with a newer epoch retries.
-    pub fn check_epoch(&self, core: &Core, client: i32) -> Result<(), PartitionError> {
+    pub fn check_epoch(&self, core: &Core, client: LeaderEpoch) -> Result<(), PartitionError> {
         if !self.leads() {
             return Err(self.why_not_led_here(core));
         }
         match client.cmp(&self.leader_epoch()) {
-            _ if client < 0 => Ok(()),
+            _ if client.is_none() => Ok(()),
             std::cmp::Ordering::Less => Err(PartitionError::EpochFenced),
             std::cmp::Ordering::Greater => Err(PartitionError::EpochUnknown),
             std::cmp::Ordering::Equal => Ok(()),

@@ -63,7 +63,7 @@ fn leader() -> Group {
     settle(&mut group);
     group.step(Message { index: 1, ..message(MessageType::MsgAppendResponse, 2, Term(1)) });
     settle(&mut group);
-    assert_eq!((group.take_unfit(), group.epoch(), group.commit()), (None, Some(1), RaftIndex::new(1)));
+    assert_eq!((group.take_unfit(), group.epoch(), group.commit()), (None, Some(Term(1)), RaftIndex::new(1)));
     group
 }
 

@@ -12,7 +12,7 @@ pub mod commits;
 
 use commits::GroupHistory;
 use std::collections::{BTreeMap, BTreeSet, btree_map};
-use types::GroupId;
+use types::{GroupId, LeaderEpoch};
 
 /// A violated invariant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,11 +50,11 @@ pub(super) struct History {
     acked: BTreeMap<u64, Value>,
     seen: BTreeMap<u64, Value>,
     /// By leader epoch, the highest high watermark that its leader has shown.
-    watermarks: BTreeMap<i32, u64>,
+    watermarks: BTreeMap<LeaderEpoch, u64>,
     /// By leader epoch, the node that led.
-    leaders: BTreeMap<i32, i32>,
+    leaders: BTreeMap<LeaderEpoch, i32>,
     /// By leader epoch, where a past epoch ended.
-    ends: BTreeMap<i32, u64>,
+    ends: BTreeMap<LeaderEpoch, u64>,
 }
 
 #[derive(Default)]
@@ -104,7 +104,7 @@ impl History {
     }
 
     /// A replica leads and serves.
-    pub(super) fn leads(&mut self, node: i32, epoch: i32, watermark: u64) -> Result<(), Violation> {
+    pub(super) fn leads(&mut self, node: i32, epoch: LeaderEpoch, watermark: u64) -> Result<(), Violation> {
         let first = *self.leaders.entry(epoch).or_insert(node);
         expect(first == node, || format!("brokers {first} and {node} both lead in epoch {epoch}"))?;
         let before = self.watermarks.range(..=epoch).map(|(_, watermark)| *watermark).max().unwrap_or(0);
@@ -116,7 +116,7 @@ impl History {
     }
 
     /// A leader reports where an earlier epoch ended.
-    pub(super) fn ended(&mut self, epoch: i32, end: u64) -> Result<(), Violation> {
+    pub(super) fn ended(&mut self, epoch: LeaderEpoch, end: u64) -> Result<(), Violation> {
         match self.ends.entry(epoch) {
             btree_map::Entry::Vacant(place) => {
                 place.insert(end);

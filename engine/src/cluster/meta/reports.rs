@@ -71,16 +71,14 @@ fn has_others(core: &Core) -> bool {
 pub fn leader_commands(view: &View, node: i32, led: &BTreeMap<GroupId, Led>) -> Vec<Command> {
     let mut by_topic: BTreeMap<&Arc<str>, Vec<LeaderReport>> = BTreeMap::new();
     for (group, Led { name: TopicPartition { topic, partition }, epoch, in_sync, .. }) in led {
-        let term = *epoch as u64;
+        let term = epoch.term();
         // Not a partition of an earlier topic of this name.
         if !is_of(view, *group, topic, *partition) {
             continue;
         }
-        let is_news =
-            |known: &PartitionLeader| known.term < Term(term) || (known.term == Term(term) && known.voters != *in_sync);
+        let is_news = |known: &PartitionLeader| known.term < term || (known.term == term && known.voters != *in_sync);
         if view.leader(*group).is_none_or(is_news) {
-            let report =
-                LeaderReport { partition: *partition as u32, term: Term(term), leader: node, voters: in_sync.clone() };
+            let report = LeaderReport { partition: *partition as u32, term, leader: node, voters: in_sync.clone() };
             by_topic.entry(topic).or_default().push(report);
         }
     }

@@ -105,7 +105,7 @@ fn tell(quorum: &Quorum, peers: Vec<PeerAddr>, now_ms: i64) -> DescribeQuorumRes
     let partition = PartitionData::default()
         .with_partition_index(METADATA_PARTITION)
         .with_leader_id(BrokerId(node_of(quorum.leader)))
-        .with_leader_epoch(quorum.term.leader_epoch())
+        .with_leader_epoch(quorum.term.leader_epoch().get())
         .with_high_watermark(quorum.commit.get() as i64)
         .with_current_voters(quorum.voters.iter().map(replica).collect())
         .with_observers(quorum.learners.iter().map(replica).collect());

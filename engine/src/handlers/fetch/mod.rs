@@ -34,7 +34,7 @@ use net::{
 };
 use reading::Found;
 use std::{rc::Rc, time::Duration};
-use types::{CoreId, GroupId};
+use types::{CoreId, GroupId, LeaderEpoch};
 
 /// An answer without a session.
 const EMPTY: FetchResponse = FetchResponse {
@@ -125,7 +125,7 @@ fn item(place: usize, group: GroupId, partition: &FetchPartition) -> Item {
         group,
         offset: partition.fetch_offset,
         bytes_max: partition.partition_max_bytes.max(0) as usize,
-        leader_epoch: partition.current_leader_epoch,
+        leader_epoch: LeaderEpoch::new(partition.current_leader_epoch),
     }
 }
 

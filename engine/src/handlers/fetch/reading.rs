@@ -13,7 +13,7 @@ use crate::{
 use bytes::Bytes;
 use net::{errors::ErrorCode, records::batch::BatchHeader};
 use std::{rc::Rc, time::Duration};
-use types::GroupId;
+use types::{GroupId, LeaderEpoch};
 use wal::store::read::READ_AHEAD;
 
 /// Interval at which an owner reports a small increase of its bytes to the gathering core.
@@ -31,7 +31,7 @@ pub struct Item {
     pub group: GroupId,
     pub offset: i64,
     pub bytes_max: usize,
-    pub leader_epoch: i32,
+    pub leader_epoch: LeaderEpoch,
 }
 
 /// How much a fetch wants, and how long it may wait.
