@@ -8,6 +8,7 @@ pub mod broker;
 pub mod clients;
 pub mod cluster;
 pub mod faults;
+pub mod fixture;
 pub mod history;
 pub mod ledger;
 pub mod metadata_clients;
