@@ -55,8 +55,8 @@ impl StartError {
         matches!(self, Self::Open(OpenError::Damaged(_)) | Self::DamagedSnapshot { .. })
     }
 
-    /// A newer version wrote what is on the disk.
-    pub fn is_newer(&self) -> bool {
-        matches!(self, Self::Open(OpenError::Newer { .. }) | Self::NewerSnapshot { .. })
+    /// Another version wrote what is on the disk.
+    pub fn is_other_version(&self) -> bool {
+        matches!(self, Self::Open(OpenError::Newer { .. } | OpenError::Older { .. }) | Self::NewerSnapshot { .. })
     }
 }

@@ -53,7 +53,7 @@ fn help_and_version_go_to_stdout() {
         "  1  Any other failure; ",
         "  2  The command line or a setting is invalid.",
         "  3  The data directory is damaged. ",
-        "  4  A newer version wrote the data directory. ",
+        "  4  Another version wrote the data directory. ",
         "  5  An address to listen on is in use.",
         "  6  The system grants too little: ",
     ] {

@@ -40,6 +40,14 @@ pub enum OpenError {
     SmallRing { what: String, ring_bytes: u64, takes: usize, bytes: usize, largest: usize },
     #[error("{path} has format version {found}, but this program reads {newest} at most; run the newer version")]
     Newer { path: String, found: u32, newest: u32 },
+    #[error(
+        "{path} has format version {found}, but this program reads only {reads}; copy its records elsewhere with the \
+         version that wrote it, then set the directory up again"
+    )]
+    Older { path: String, found: u32, reads: u32 },
+    /// The disk failed while the ring was written to.
+    #[error(transparent)]
+    Stopped(#[from] Poisoned),
 }
 
 impl OpenError {
@@ -82,15 +90,38 @@ pub(crate) enum FlushError {
     /// No space, or no descriptor. Retried after a pause.
     Full(String),
     /// The store must stop.
-    Fatal(String),
+    Fatal(Fatal),
+}
+
+/// Why a store must stop.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fatal {
+    #[error("{what}: {source}")]
+    Io { what: String, source: io::Error },
+    /// Synced bytes are not what was written.
+    #[error("{0}")]
+    Damaged(String),
+    /// The ring has stopped already.
+    #[error("{}", .0.0)]
+    Stopped(#[from] Poisoned),
 }
 
 impl FlushError {
     pub fn of(what: impl std::fmt::Display, error: io::Error) -> Self {
-        let text = format!("{what}: {error}");
         match lacks_room(&error) {
-            true => Self::Full(text),
-            false => Self::Fatal(text),
+            true => Self::Full(format!("{what}: {error}")),
+            false => Self::Fatal(Fatal::Io { what: what.to_string(), source: error }),
+        }
+    }
+}
+
+impl From<FlushError> for OpenError {
+    fn from(error: FlushError) -> Self {
+        match error {
+            FlushError::Full(why) => Self::Full(why),
+            FlushError::Fatal(Fatal::Io { what, source }) => Self::Io { what, source },
+            FlushError::Fatal(Fatal::Damaged(why)) => Self::Damaged(why),
+            FlushError::Fatal(Fatal::Stopped(why)) => Self::Stopped(why),
         }
     }
 }

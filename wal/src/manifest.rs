@@ -22,7 +22,7 @@
 use crate::{
     checkpoint::{CHECKPOINT_FILE, Checkpoint, GroupState},
     disk::{Disk, File, OpenMode},
-    errors::{AppendError, FlushError, is_full},
+    errors::{AppendError, FlushError, Poisoned, is_full},
     record::Held,
     ring::{RingConfig, journal::slot_of},
     segment::files::{read_file, remove_if_there, replace_file},
@@ -90,10 +90,7 @@ impl Manifest {
         match Self::parse(&bytes) {
             Ok(manifest) => Ok(Some(manifest)),
             Err(ParseError::Damaged(why)) => Err(OpenError::Damaged(format!("{what}: {why}"))),
-            Err(ParseError::Older(found)) => Err(OpenError::Damaged(format!(
-                "{what} has format {found}, but this version reads only {FORMAT_VERSION}; copy its records elsewhere \
-                 with the version that wrote it, then set the directory up again"
-            ))),
+            Err(ParseError::Older(found)) => Err(OpenError::Older { path: what, found, reads: FORMAT_VERSION }),
             Err(ParseError::Newer(found)) => Err(OpenError::Newer { path: what, found, newest: FORMAT_VERSION }),
         }
     }
@@ -272,10 +269,10 @@ async fn flush_out<D: Disk>(
     let shared = &store.shared;
     match round(shared, &Nobody).await {
         Ok(()) => {}
-        Err(FlushError::Fatal(why)) => return Err(OpenError::Damaged(why)),
         Err(FlushError::Full(why)) => {
             return Err(OpenError::Full(format!("cannot change the number of cores: {why}")));
         }
+        Err(fatal) => return Err(fatal.into()),
     }
     let mut state = shared.state.borrow_mut();
     let State { groups, garbage, .. } = &mut *state;
@@ -309,11 +306,9 @@ async fn move_in<D: Disk>(
     let path = dirs.core.join(CHECKPOINT_FILE);
     replace_file(disk, &path, &[&checkpoint.encode()], async || ()).await.map_err(named(&path))?;
     let (store, ..) = Store::open(disk.clone(), dirs, epoch, config.clone()).await?;
-    let stopped =
-        |why: String| OpenError::Io { what: dirs.core.display().to_string(), source: std::io::Error::other(why) };
     let refused = |error: AppendError| match error {
         AppendError::Full | AppendError::TooLarge { .. } => small_ring(dirs, &store, &groups),
-        AppendError::Poisoned(why) => stopped(why.0),
+        AppendError::Poisoned(why) => why.into(),
     };
     let write = async {
         for group in &groups {
@@ -323,15 +318,13 @@ async fn move_in<D: Disk>(
         }
         let staged = store.shared.journal.staged();
         while store.durable() < staged {
-            store.durable_past(store.durable()).await.map_err(|error| stopped(error.0))?;
+            store.durable_past(store.durable()).await?;
         }
         Ok(())
     };
     match race(write, store.run_journal()).await {
         Either::First(written) => written,
-        Either::Second(ended) => {
-            Err(stopped(ended.err().map_or_else(|| "the ring closed".to_owned(), |poisoned| poisoned.0)))
-        }
+        Either::Second(ended) => Err(ended.err().unwrap_or_else(|| Poisoned("the ring closed".to_owned())).into()),
     }
 }
 

@@ -36,8 +36,8 @@ statuses! {
     Refused = 2;
     /// The data directory is damaged. No restart helps.
     Damaged = 3;
-    /// A newer version wrote the data directory. Run that version.
-    Newer = 4;
+    /// Another version wrote the data directory. The message names it.
+    OtherVersion = 4;
     /// An address to listen on is in use.
     AddressInUse = 5;
     /// The system grants too little: no io_uring, or too few CPUs, files or memory.
@@ -117,7 +117,7 @@ fn of_broker(error: &BrokerError) -> Status {
 fn of_start(error: &StartError) -> Status {
     match error {
         error if error.is_damage() => Status::Damaged,
-        error if error.is_newer() => Status::Newer,
+        error if error.is_other_version() => Status::OtherVersion,
         _ => Status::Failed,
     }
 }
@@ -125,7 +125,7 @@ fn of_start(error: &StartError) -> Status {
 fn of_dump(error: &DumpError) -> Status {
     match error {
         DumpError::Damaged(_) => Status::Damaged,
-        DumpError::Newer(_) => Status::Newer,
+        DumpError::Newer(_) => Status::OtherVersion,
         _ => Status::Failed,
     }
 }

@@ -173,7 +173,7 @@ async fn wait_until_durable<D: Disk>(shared: &Shared<D>, position: LogPos) -> Re
             return Ok(());
         }
         let waited = shared.journal.durable_past(durable).await;
-        waited.map_err(|poisoned| FlushError::Fatal(poisoned.0))?;
+        waited.map_err(|poisoned| FlushError::Fatal(poisoned.into()))?;
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::{
     checkpoint::Garbage,
     disk::Disk,
-    errors::{FlushError, ReadError},
+    errors::{Fatal, FlushError, ReadError},
     segment::{Segment, format::SegmentId},
     store::{
         read::find_index,
@@ -38,7 +38,9 @@ pub(crate) async fn cut_segments<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId
                 Err(ReadError::Io { what, source }) => {
                     return Err(FlushError::of(format_args!("cannot truncate: {what}"), source));
                 }
-                Err(error) => return Err(FlushError::Fatal(format!("cannot truncate: {error}"))),
+                Err(error) => {
+                    return Err(FlushError::Fatal(Fatal::Damaged(format!("cannot truncate: {error}"))));
+                }
             },
         };
         let mut state = shared.state.borrow_mut();

@@ -83,7 +83,7 @@ pub(crate) async fn run<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -
                 host.flush_failed(&why);
                 host.back_off(attempt).await;
             }
-            Err(FlushError::Fatal(why)) => return Err(shared.poison(why)),
+            Err(FlushError::Fatal(why)) => return Err(shared.poison(why.to_string())),
         }
         shared.rounds.notify();
     }

@@ -23,7 +23,7 @@
 use crate::{
     checkpoint::{CHECKPOINT_FILE, Checkpoint, DecodeError, Garbage, GroupState, RemovedGroup},
     disk::Disk,
-    errors::{FlushError, ReadError},
+    errors::ReadError,
     log::{Log, LogOptions},
     record::{Entry, Held, LogMark as Mark},
     ring::{
@@ -313,16 +313,9 @@ async fn finish_truncations<D: Disk>(shared: &Rc<Shared<D>>) -> Result<(), OpenE
         state.groups.values().filter(|log| log.pending_cut.is_some()).map(|log| log.id).collect()
     };
     for group in pending {
-        cut_segments(shared, group).await.map_err(of_flush)?;
+        cut_segments(shared, group).await?;
     }
     Ok(())
-}
-
-fn of_flush(error: FlushError) -> OpenError {
-    match error {
-        FlushError::Full(why) => OpenError::Full(why),
-        FlushError::Fatal(why) => OpenError::Damaged(why),
-    }
 }
 
 /// Removes the files that the checkpoint lists as garbage, the directories of removed groups, and files that an
@@ -336,7 +329,7 @@ async fn clear_away<D: Disk>(
     let removed: Vec<RemovedGroup> = shared.state.borrow().removed.values().map(|removed| removed.group).collect();
     // Removals that no checkpoint lists yet stay listed until one does.
     let keep = shared.state.borrow().removed.clone();
-    collect(shared, &checkpoint.garbage, &removed, checkpoint.cut).await.map_err(of_flush)?;
+    collect(shared, &checkpoint.garbage, &removed, checkpoint.cut).await?;
     shared.state.borrow_mut().removed = keep;
     let mut orphans = 0;
     for group in touched {
