@@ -4,7 +4,7 @@
 use crate::group::Group;
 use crate::group::errors::{ConfigurationError, EntryError};
 use bytes::Bytes;
-use raft::eraftpb::{self, EntryType, Message};
+use raft_proto::eraftpb::{self, EntryType, Message};
 use types::{GroupId, HardState, Position, RaftIndex, Term, TermRun};
 
 /// One log entry. `data` is small; a payload, if it has one, travels beside it.

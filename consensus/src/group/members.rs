@@ -22,7 +22,7 @@
 
 use crate::group::errors::ConfigurationError;
 use bytes::Bytes;
-use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState};
+use raft_proto::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState};
 use types::RaftIndex;
 
 const VERSION: u8 = 1;

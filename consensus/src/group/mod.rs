@@ -42,11 +42,9 @@ use crate::group::{
     storage::{GroupStorage, Lacking},
 };
 use bytes::Bytes;
-pub use raft::eraftpb::{Entry as RaftEntry, Message, MessageType};
-use raft::{
-    Config, RawNode, StateRole,
-    eraftpb::{self, ConfChangeV2, ConfState},
-};
+use raft::{Config, RawNode, StateRole};
+pub use raft_proto::eraftpb::{Entry as RaftEntry, Message, MessageType};
+use raft_proto::eraftpb::{self, ConfChangeV2, ConfState};
 use std::collections::VecDeque;
 use types::{GroupId, Position, RaftIndex, Term};
 

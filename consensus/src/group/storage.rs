@@ -4,10 +4,8 @@
 //! Invariants: `entries` has no holes and begins right above `compacted`. `terms` ascends strictly in index and
 //! term. It covers everything from its first run to the last index.
 
-use raft::{
-    Error, GetEntriesContext, RaftState, Result, Storage, StorageError,
-    eraftpb::{ConfState, Entry, HardState, Snapshot},
-};
+use raft::{Error, GetEntriesContext, RaftState, Result, Storage, StorageError};
+use raft_proto::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,

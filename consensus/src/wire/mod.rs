@@ -22,7 +22,7 @@ use crate::{
 };
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, InvalidFlatbuffer, VerifierOptions, WIPOffset};
-use raft::eraftpb::{self, MessageType};
+use raft_proto::eraftpb::{self, MessageType};
 use types::{GroupId, Position, RaftIndex, Term};
 
 /// Version of the protocol between brokers.

@@ -5,7 +5,7 @@ use crate::{
     metadata::{AskedTooLate, Command, Origin, Outcome, Query, QueryAnswer, Request},
     plane::{Accepted, Acks, Ask, Progress, Quorum, Refused, peer_id},
 };
-use raft::eraftpb::ConfState;
+use raft_proto::eraftpb::ConfState;
 use std::time::Duration;
 use types::{GroupId, RaftIndex, Term};
 

@@ -14,9 +14,6 @@ use kafka_protocol::protocol::StrBytes;
 use crate::codec::api::{ApiKey, Unsupported, supported};
 use crate::codec::wire::{Malformed, Reader, TooLong, Write};
 
-/// The fixed part at the start of every request, in bytes.
-pub const REQUEST_HEADER_BYTES_MIN: usize = 8;
-
 /// The fields of a request's header that are kept until its response is encoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestHeader {

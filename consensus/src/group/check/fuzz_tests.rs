@@ -8,7 +8,7 @@ use crate::{
     wire::{self, PeerMessage},
 };
 use bytes::Bytes;
-use raft::eraftpb::EntryType;
+use raft_proto::eraftpb::EntryType;
 use std::panic;
 use types::{GroupId, RaftIndex, Term};
 

@@ -9,10 +9,8 @@ use crate::group::{
     interface::{ENTRY_MEMBERS, ENTRY_NORMAL},
     members,
 };
-use raft::{
-    StateRole,
-    eraftpb::{self, ConfState},
-};
+use raft::StateRole;
+use raft_proto::eraftpb::{self, ConfState};
 use std::collections::BTreeSet;
 use types::{RaftIndex, Term};
 

@@ -40,9 +40,6 @@ use types::RaftIndex;
 /// Batches remembered per producer. It is also the most that a client may have in flight (`ProducerStateEntry`).
 pub const CACHED_BATCHES: usize = 5;
 
-/// Default of `producer.id.expiration.ms`, as in Kafka: a producer that wrote nothing for this long is evicted.
-pub const PRODUCER_ID_EXPIRATION_MS: i64 = 86_400_000;
-
 /// Most producers remembered per partition. When there are more, the least recent sixteenth is evicted. An evicted
 /// producer can go on writing, as in Kafka after expiry, but its next retry is not recognised as a duplicate.
 pub const PRODUCERS_MAX: usize = 65_536;

@@ -97,7 +97,6 @@ struct Ring {
     ops: RefCell<Slab<Op>>,
     /// Entries that did not fit into the submission queue.
     backlog: RefCell<VecDeque<Entries>>,
-    buffered: Cell<bool>,
     sync_by: SyncBy,
 }
 
@@ -126,17 +125,10 @@ impl UringDisk {
             uring: RefCell::new(uring),
             ops: RefCell::default(),
             backlog: RefCell::default(),
-            buffered: Cell::new(false),
             sync_by,
         });
         runtime::spawn(reap(Rc::downgrade(&ring), watched));
         Ok(Self(ring))
-    }
-
-    /// Whether some file had to be opened without O_DIRECT because its file system refuses it. Writes then go through
-    /// the page cache, which is slower and uses memory beyond the broker's budget.
-    pub fn is_buffered(&self) -> bool {
-        self.0.buffered.get()
     }
 
     async fn path_op(&self, path: &Path, entry: impl FnOnce(*const libc::c_char) -> squeue::Entry) -> io::Result<i32> {
@@ -325,7 +317,6 @@ impl Disk for UringDisk {
             // The file system has no O_DIRECT. With O_CREAT the kernel may have created the name before it noticed
             // that.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                self.0.buffered.set(true);
                 self.open_with(path, flags & !libc::O_EXCL).await?
             }
             opened => opened?,

@@ -2,6 +2,7 @@
 //! `disk::tests`.
 
 use crate::disk::uring::*;
+use std::cell::Cell;
 
 fn on_a_core<F: Future<Output = ()> + 'static>(main: impl FnOnce(UringDisk, PathBuf) -> F + Send + 'static) {
     let dir = tempfile::tempdir().unwrap();
