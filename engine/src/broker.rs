@@ -12,7 +12,6 @@
 //! [`DRAIN_MAX`]). Then it flushes everything and marks the stores clean.
 
 use crate::{
-    clock,
     cluster::{
         bootstrap::{self, BootstrapError},
         meta::{self, META_CORE},
@@ -38,9 +37,7 @@ use crate::{
     memory::{self, Lasting, Shares},
     metrics::{CoreMetrics, Metrics},
     partition::replica,
-    rt,
     start_error::StartError,
-    sync::{self, Either, race},
 };
 use consensus::{
     group::descriptor::ENTRY_DATA_BYTES_MAX,
@@ -50,6 +47,10 @@ use consensus::{
 use net::{
     peer::auth::Secret,
     transport::listen::{BindError, Bound},
+};
+use runtime::{
+    clock,
+    sync::{self, Either, race},
 };
 use std::{
     net::SocketAddr,
@@ -103,7 +104,7 @@ enum News {
 
 /// A running broker.
 pub struct Broker {
-    threads: Vec<rt::CoreThread>,
+    threads: Vec<runtime::CoreThread>,
     news: mpsc::Receiver<News>,
     stop: Arc<Stop>,
     kafka_addr: SocketAddr,
@@ -113,7 +114,7 @@ pub struct Broker {
 
 /// Asks core 0 to stop the broker. Any thread may use it.
 struct Stop {
-    alarm: rt::Alarm,
+    alarm: runtime::Alarm,
     wanted: AtomicBool,
 }
 
@@ -148,7 +149,7 @@ impl Broker {
         let peer_addr = peer_bound.addr();
         let mut peer_bound = Some(peer_bound);
         let (news, heard) = mpsc::channel();
-        let stop = Arc::new(Stop { alarm: rt::Alarm::new()?, wanted: AtomicBool::new(false) });
+        let stop = Arc::new(Stop { alarm: runtime::Alarm::new()?, wanted: AtomicBool::new(false) });
         let shared = Arc::new(Shared {
             about: About::new(
                 &manifest,
@@ -170,7 +171,7 @@ impl Broker {
         for (number, (seed, cpu)) in mesh::seeds::<Core>(cpus.len()).into_iter().zip(cpus).enumerate() {
             let (shared, bound) = (shared.clone(), bound.next().expect("one listener per core"));
             let peer_bound = peer_bound.take();
-            threads.push(rt::spawn_core(*cpu, &format!("core-{number}"), move || async move {
+            threads.push(runtime::spawn_core(*cpu, &format!("core-{number}"), move || async move {
                 let (news, number) = (shared.news.clone(), number);
                 if let Err(why) = run_core(shared, seed, bound, peer_bound).await {
                     // If the main thread is gone already, nobody needs this message.
@@ -245,7 +246,7 @@ where
     F: Future<Output = Result<T, E>> + 'static,
 {
     let (told, heard) = mpsc::channel();
-    let thread = rt::spawn_core(cpu, "prepare", move || async move {
+    let thread = runtime::spawn_core(cpu, "prepare", move || async move {
         // The main thread waits for exactly this message.
         let _ = told.send(work().await.map_err(Into::into));
     })?;
@@ -299,7 +300,7 @@ fn first_incarnation() -> u64 {
 
 /// A random number that distinguishes this broker's disks. Two disks get the same one with a probability of 2^-32.
 fn draw() -> u32 {
-    rt::draw_uuid().as_u128() as u32
+    runtime::draw_uuid().as_u128() as u32
 }
 
 /// Founds or joins a cluster if the data directory belongs to none.
@@ -387,15 +388,15 @@ async fn run_core(
         let (peers, host) = (core.peers().clone(), Rc::new(GroupHost(core.clone())));
         let accept = async move { peers.accept(peer_bound, host).await.expect("a bound socket can be listened on") };
         // A broker without a quorum may wait in `start` for ever. This task can stop it there.
-        rt::spawn(stop_when_told(core.clone(), shared.stop.clone()));
+        runtime::spawn(stop_when_told(core.clone(), shared.stop.clone()));
         let members = Members::of(&shared.config, shared.about.secret.clone());
         meta::start(&core, accept, &members).await?;
     }
     if core.until_serving().await {
         shared.news.send(News::Ready).map_err(|_| StartError::Abandoned)?;
-        rt::spawn(connection::close_idle(core.clone()));
-        rt::spawn(connection::close_stalled(core.clone()));
-        rt::spawn(crate::core::turn_probe::run(core.clone()));
+        runtime::spawn(connection::close_idle(core.clone()));
+        runtime::spawn(connection::close_stalled(core.clone()));
+        runtime::spawn(crate::core::turn_probe::run(core.clone()));
         serve_partitions(&core);
         // A core that accepts no connections would leave the broker half alive.
         connection::accept(core.clone(), bound).await.expect("a bound socket can be listened on");
@@ -475,11 +476,11 @@ pub async fn begin_core(
     });
     let (journal, flusher) = (core.store.clone(), core.store.clone());
     let host = core.clone();
-    rt::spawn(storage_loop(core.clone(), async move { journal.run_journal().await }));
-    rt::spawn(storage_loop(core.clone(), async move { flusher.run_flusher(host).await }));
-    rt::spawn(warm_memory(core.clone()));
-    rt::spawn(replica::run(core.clone()));
-    rt::spawn(opening::run(core.clone()));
+    runtime::spawn(storage_loop(core.clone(), async move { journal.run_journal().await }));
+    runtime::spawn(storage_loop(core.clone(), async move { flusher.run_flusher(host).await }));
+    runtime::spawn(warm_memory(core.clone()));
+    runtime::spawn(replica::run(core.clone()));
+    runtime::spawn(opening::run(core.clone()));
     let seeds = about.config.seeds.iter().flat_map(Seeds::iter);
     let seeds = seeds.map(|(node, address)| (*node, address.to_string()));
     let me = Hello { core: id.0 as u16, ..about.hello.clone() };
@@ -487,17 +488,17 @@ pub async fn begin_core(
     peers.log_with(core.connection_log.clone());
     peers.serve_at_most(about.config.peer_max_connections);
     core.hold_peers(peers);
-    rt::spawn(beat(core.clone()));
+    runtime::spawn(beat(core.clone()));
     inbox.serve(&core);
-    rt::spawn(liveness::run(core.clone()));
+    runtime::spawn(liveness::run(core.clone()));
     Ok(core)
 }
 
 /// Starts the background tasks of a core that serves.
 pub fn serve_partitions(core: &Rc<Core>) {
-    rt::spawn(crate::partition::retention::run(core.clone()));
-    rt::spawn(crate::partition::producers::share::run(core.clone()));
-    rt::spawn(liveness::rebalance(core.clone()));
+    runtime::spawn(crate::partition::retention::run(core.clone()));
+    runtime::spawn(crate::partition::producers::share::run(core.clone()));
+    runtime::spawn(liveness::rebalance(core.clone()));
 }
 
 /// Runs one of the store's loops. If a fault ends the loop, the core stops acknowledging.
@@ -513,7 +514,7 @@ async fn warm_memory(core: Rc<Core>) {
     loop {
         let bytes = core.store.memory_wanted().await;
         // Dropping the chunk here gives its memory to this thread, which takes it for its next chunk.
-        drop(rt::blocking(move || Chunk::warm(bytes)).await);
+        drop(runtime::blocking(move || Chunk::warm(bytes)).await);
     }
 }
 
@@ -532,7 +533,7 @@ async fn beat(core: Rc<Core>) {
         let peers = core.peers();
         core.metrics.peer_refused_total.set(peers.stats().refused.get() + peers.strangers_evicted());
         core.metrics.peer_tools_open.set(peers.tools_open() as u64);
-        rt::sleep(Duration::from_secs(1)).await;
+        runtime::sleep(Duration::from_secs(1)).await;
     }
 }
 
@@ -562,7 +563,7 @@ pub async fn drain(core: &Rc<Core>) {
     // Members that wait in JoinGroup would wait for a rebalance. Now they look for the group's next coordinator
     // instead.
     core.coordinators.resign_all();
-    if let Either::Second(()) = race(core.connections.drained(), rt::sleep(DRAIN_MAX)).await {
+    if let Either::Second(()) = race(core.connections.drained(), runtime::sleep(DRAIN_MAX)).await {
         tracing::warn!(
             core = core.id().0,
             left = core.connections.len(),
@@ -581,7 +582,7 @@ pub async fn drain(core: &Rc<Core>) {
     core.lifecycle.peers_ended.set();
     core.peers().stop();
     let core_id = core.id().0;
-    match race(core.store.close_clean(), rt::sleep(LAST_FLUSH_MAX)).await {
+    match race(core.store.close_clean(), runtime::sleep(LAST_FLUSH_MAX)).await {
         Either::First(Ok(())) => tracing::info!(core = core_id, "stopped cleanly"),
         Either::First(Err(poisoned)) => tracing::error!(core = core_id, %poisoned, "stopped, but not marked as clean"),
         Either::Second(()) => tracing::info!(

@@ -18,6 +18,3 @@ pub mod partition;
 pub mod serve;
 pub mod start_error;
 mod stdout;
-
-use runtime as rt;
-use runtime::{clock, sync};

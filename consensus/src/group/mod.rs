@@ -43,8 +43,8 @@ use crate::group::{
 };
 use bytes::Bytes;
 use raft::{Config, RawNode, StateRole};
-pub use raft_proto::eraftpb::{Entry as RaftEntry, Message, MessageType};
 use raft_proto::eraftpb::{self, ConfChangeV2, ConfState};
+pub use raft_proto::eraftpb::{Entry as RaftEntry, Message, MessageType};
 use std::collections::VecDeque;
 use types::{GroupId, Position, RaftIndex, Term};
 

@@ -33,9 +33,9 @@ use std::{
 
 use crate::{
     admin::pages::{Answer, ProcessFigures, Site},
-    clock,
     log_limit::{Admitted, LogLimit},
 };
+use runtime::clock;
 
 const CONNECTIONS_MAX: usize = 64;
 /// Half of them, so that there is always a slow connection to close.

@@ -8,10 +8,7 @@
 //! that hears nothing of its registration asks the members again.
 
 use super::calling::{CallError, call};
-use crate::{
-    config::{Config, value::Seeds},
-    rt,
-};
+use crate::config::{Config, value::Seeds};
 use consensus::{
     metadata::{Broker, BrokerStatus, Query, QueryAnswer, Rejection},
     wire::{self, Consistency, Hello, ToolAnswer, ToolAsk, ToolRequest},
@@ -110,7 +107,7 @@ impl Members {
             return Vec::new();
         }
         let members = self.clone();
-        rt::blocking(move || {
+        runtime::blocking(move || {
             let mut holders = Vec::new();
             for address in &members.addresses {
                 holders.push(ask_holder(members.node, members.secret.clone(), address));

@@ -2,17 +2,18 @@
 
 use super::{Connection, GoingOn, InFlight, aside, closed};
 use crate::{
-    clock,
     core::Core,
     handlers::{self, Pending, Reply},
     log_limit::Admitted,
     memory::Held,
-    rt,
-    sync::{Either, both, race},
 };
 use net::{
     codec::{api::ApiKey, header::RequestHeader, parts::Parts, response::Response},
     transport::conn::FrameWriter,
+};
+use runtime::{
+    clock,
+    sync::{Either, both, race},
 };
 use std::{
     collections::VecDeque,
@@ -156,7 +157,7 @@ async fn is_over(core: &Core, connection: &Connection, orphan: Orphan) {
 /// Resolves when a client that has closed its sending side has had its time.
 pub async fn half_closed(connection: &Connection) {
     connection.quit.wait().await;
-    rt::sleep(connection.half_closed_until.get().saturating_sub(clock::now())).await;
+    runtime::sleep(connection.half_closed_until.get().saturating_sub(clock::now())).await;
 }
 
 /// Lets the requests of a connection that has ended go on in a task of their own, from this one on, one after the
@@ -167,11 +168,11 @@ fn end_early(core: &Rc<Core>, connection: &Connection, request: InFlight) {
     connection.in_flight.set(0);
     connection.answered.notify();
     let (going_on, until) = (GoingOn::of(core), clock::now() + UNREAD_PRODUCE_MAX);
-    rt::spawn(async move {
+    runtime::spawn(async move {
         for InFlight { header, answer, memory: _held } in requests {
             match Orphan::of(header.api) {
                 Orphan::GoesOn if header.api == ApiKey::Produce => {
-                    drop(race(answer, rt::sleep(until.saturating_sub(clock::now()))).await);
+                    drop(race(answer, runtime::sleep(until.saturating_sub(clock::now()))).await);
                 }
                 Orphan::GoesOn => drop(answer.await),
                 Orphan::Dropped | Orphan::DroppedAtEnd => drop(answer),

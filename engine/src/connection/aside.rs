@@ -9,10 +9,6 @@
 //! Bound: one request and one answer of each connection. The memory of both is reserved before. A connection that
 //! ends leaves the line.
 
-use crate::{
-    rt,
-    sync::{self, line::Line},
-};
 use net::{
     codec::{
         api::ApiKey,
@@ -23,6 +19,7 @@ use net::{
     },
     turn::BYTES_A_TURN,
 };
+use runtime::sync::{self, line::Line};
 
 /// Most bytes of a body that is decoded in place. An element takes one byte or more.
 const DECODED_BYTES_MAX: usize = BYTES_A_TURN / 4;
@@ -80,8 +77,8 @@ async fn beside<M: 'static, T: Send + 'static>(
     let place = line.join();
     place.first().await;
     let (promise, answer) = sync::promise();
-    rt::spawn(async move {
-        let done = rt::blocking(work).await;
+    runtime::spawn(async move {
+        let done = runtime::blocking(work).await;
         drop(place);
         promise.keep((memory, done));
     });
@@ -91,7 +88,6 @@ async fn beside<M: 'static, T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sync::{Either, race};
     use net::{
         StrBytes,
         codec::request::{decode_header, encode as encode_request},
@@ -100,6 +96,7 @@ mod tests {
             metadata_response::MetadataResponseTopic,
         },
     };
+    use runtime::sync::{Either, race};
 
     use std::{rc::Rc, time::Duration};
 
@@ -138,7 +135,7 @@ mod tests {
                 }
             }
         };
-        rt::spawn_core(rt::any_allowed_cpu(), "test", test).unwrap().join().unwrap();
+        runtime::spawn_core(runtime::any_allowed_cpu(), "test", test).unwrap().join().unwrap();
     }
 
     #[test]
@@ -146,9 +143,9 @@ mod tests {
         let test = || async {
             let (line, memory, (go, wait)) = (Line::default(), Rc::new(()), std::sync::mpsc::channel::<()>());
             let mut first = Box::pin(beside(&line, memory.clone(), move || wait.recv().is_ok()));
-            assert!(matches!(race(&mut first, rt::sleep(Duration::ZERO)).await, Either::Second(())));
+            assert!(matches!(race(&mut first, runtime::sleep(Duration::ZERO)).await, Either::Second(())));
             let mut second = Box::pin(beside(&line, memory.clone(), || unreachable!("its caller has gone")));
-            assert!(matches!(race(&mut second, rt::sleep(Duration::ZERO)).await, Either::Second(())));
+            assert!(matches!(race(&mut second, runtime::sleep(Duration::ZERO)).await, Either::Second(())));
             assert_eq!((line.len(), Rc::strong_count(&memory)), (2, 3));
             drop((first, second));
             assert_eq!((line.len(), Rc::strong_count(&memory)), (1, 2), "the first goes on");
@@ -156,6 +153,6 @@ mod tests {
             line.join().first().await;
             assert_eq!(Rc::strong_count(&memory), 1);
         };
-        rt::spawn_core(rt::any_allowed_cpu(), "test", test).unwrap().join().unwrap();
+        runtime::spawn_core(runtime::any_allowed_cpu(), "test", test).unwrap().join().unwrap();
     }
 }

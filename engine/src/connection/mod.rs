@@ -23,13 +23,10 @@ pub use quota::Spread;
 pub use stalled::close_stalled;
 
 use crate::{
-    clock,
     core::{Core, messages::Notice},
     handlers::{self, Pending, Reply},
     log_limit::Admitted,
     memory::{FREE_DECODED_BYTES, Reservation},
-    rt,
-    sync::{Either, Flag, Notify, race},
 };
 use answering::HALF_CLOSED_MAX;
 use net::{
@@ -45,6 +42,10 @@ use net::{
 };
 use quota::{Addresses, Silent};
 use receiving::{Frame, FrameMemory, next_frame};
+use runtime::{
+    clock,
+    sync::{Either, Flag, Notify, race},
+};
 use slab::Slab;
 use stalled::Motion;
 use std::{
@@ -272,7 +273,7 @@ pub async fn accept(core: Rc<Core>, bound: Bound) -> std::io::Result<()> {
                 if let Some(Admitted { left_out }) = core.connection_log.admit(clock::now(), own, &error.to_string()) {
                     tracing::warn!(%error, left_out, "cannot accept a connection; trying again in 100 ms");
                 }
-                rt::sleep(Duration::from_millis(100)).await;
+                runtime::sleep(Duration::from_millis(100)).await;
             }
             Either::Second(()) => return Ok(()),
         }
@@ -282,7 +283,7 @@ pub async fn accept(core: Rc<Core>, bound: Bound) -> std::io::Result<()> {
 /// Serves a connection that a core has accepted and counted for this one.
 pub fn take_over(core: &Rc<Core>, accepted: Accepted) {
     let core = core.clone();
-    rt::spawn(async move {
+    runtime::spawn(async move {
         let (from, ended) = (accepted.peer().ip(), Rc::new(Flag::default()));
         serve(&core, accepted, &ended).await;
         quota::leave(&core, from);
@@ -295,7 +296,7 @@ pub fn take_over(core: &Rc<Core>, accepted: Accepted) {
 pub async fn close_idle(core: Rc<Core>) {
     let Some(idle) = core.config.connections_max_idle() else { return };
     while !core.is_stopping() {
-        rt::sleep((idle / 4).clamp(Duration::from_secs(1), Duration::from_secs(60))).await;
+        runtime::sleep((idle / 4).clamp(Duration::from_secs(1), Duration::from_secs(60))).await;
         core.connections.close_idle(idle);
     }
 }
@@ -345,7 +346,7 @@ async fn serve(core: &Rc<Core>, accepted: Accepted, ended: &Rc<Flag>) {
         connection.read_to_end.set(true);
         connection.started.notify();
     };
-    crate::sync::both(reading, answering).await;
+    runtime::sync::both(reading, answering).await;
     reader.shutdown();
     // Requests that go on hold the client, but not its socket.
     connection.client.leave();
@@ -452,7 +453,7 @@ pub fn later(core: Rc<Core>, client: Rc<handlers::Client>, undecoded: Undecoded,
         let mut reserved = core.memory.requests.decoded_reservation();
         if decoded_bytes > FREE_DECODED_BYTES {
             core.metrics.memory_request_waits_total.add(u64::from(!reserved.has_room(decoded_bytes)));
-            if let Either::Second(()) = race(reserved.grow(decoded_bytes), rt::sleep(DECODE_PATIENCE)).await {
+            if let Either::Second(()) = race(reserved.grow(decoded_bytes), runtime::sleep(DECODE_PATIENCE)).await {
                 let seconds = DECODE_PATIENCE.as_secs();
                 let why = format!(
                     "for {seconds} s there was no memory to decode its request, of about {decoded_bytes} bytes; name less \
@@ -471,7 +472,7 @@ pub fn later(core: Rc<Core>, client: Rc<handlers::Client>, undecoded: Undecoded,
         }
         let seen = client.copied().version();
         let spent = async {
-            race(client.copied().past(seen), rt::sleep(DECODED_HELD_MAX)).await;
+            race(client.copied().past(seen), runtime::sleep(DECODED_HELD_MAX)).await;
         };
         holding(answer, reserved, spent).await
     })

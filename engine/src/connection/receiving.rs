@@ -10,14 +10,13 @@ use super::{Connection, answering::half_closed};
 use crate::{
     core::Core,
     memory::{FREE_BYTES, Reservation},
-    rt,
-    sync::{Either, race},
 };
 use bytes::Bytes;
 use net::{
     codec::{api::ApiKey, frame},
     transport::conn::{ConnError, FrameReader, PeerEnd},
 };
+use runtime::sync::{Either, race};
 use std::{rc::Rc, time::Duration};
 
 /// Requests of one connection that are started and not answered. librdkafka's idempotent producers keep 5.
@@ -171,7 +170,7 @@ async fn while_client_stays<T>(connection: &Connection, wait: impl Future<Output
 /// Resolves once the client is gone, or has closed its sending side and has had its time.
 async fn client_leaves(connection: &Connection) {
     while !connection.quit.is_set() {
-        rt::sleep(ASK_EVERY).await;
+        runtime::sleep(ASK_EVERY).await;
         match connection.handle.peer_end() {
             PeerEnd::Open => {}
             // Its reads and its waits for members are dropped now, which may make room.

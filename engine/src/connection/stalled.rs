@@ -6,7 +6,7 @@
 //! those that hold most memory first. No client is closed while there is enough memory for all.
 
 use super::{Connection, closed};
-use crate::{core::Core, rt};
+use crate::core::Core;
 use std::{
     cell::Cell,
     cmp::Reverse,
@@ -79,7 +79,7 @@ struct Stalled {
 pub async fn close_stalled(core: Rc<Core>) {
     let mut looked = false;
     while !core.is_stopping() {
-        rt::sleep(LOOK_EVERY).await;
+        runtime::sleep(LOOK_EVERY).await;
         let (memory, unsent) = (&core.memory, core.connections.unsent_bytes.get());
         let is_due = memory.is_short() || unsent > memory.answers_max() / 2;
         if is_due {

@@ -24,7 +24,6 @@
 //! Before a log is replayed, the view must show every topic that has commits in it.
 
 use crate::{
-    clock,
     cluster::meta,
     config::Config,
     coordinator::{
@@ -36,8 +35,6 @@ use crate::{
     log_limit::{Admitted, LogLimit},
     memory::{Budget, GroupBytes},
     partition::{Acks, Committed, FetchRead, Partition, PartitionError, admission::Turn},
-    rt,
-    sync::{Either, Flag, Notify, Promise, line::Line, promise, race},
 };
 use bytes::Bytes;
 use consensus::metadata::View;
@@ -48,6 +45,10 @@ use net::{
     turn::Share,
 };
 use runtime::planted;
+use runtime::{
+    clock,
+    sync::{Either, Flag, Notify, Promise, line::Line, promise, race},
+};
 use std::{
     cell::RefCell,
     collections::{BTreeMap, VecDeque},
@@ -164,7 +165,7 @@ impl Coordinators {
 /// [`LOAD_WAIT`]. Returns whether requests to it need not wait for a load.
 pub async fn load_soon(core: Rc<Core>, group: GroupId) -> bool {
     let Some(seat) = seat(&core, group) else { return true };
-    race(seat.loaded.wait(), rt::sleep(LOAD_WAIT)).await;
+    race(seat.loaded.wait(), runtime::sleep(LOAD_WAIT)).await;
     seat.loaded.is_set()
 }
 
@@ -172,7 +173,7 @@ pub async fn load_soon(core: Rc<Core>, group: GroupId) -> bool {
 /// has none, or if it does not load within [`LOAD_WAIT`].
 pub async fn weigh(core: Rc<Core>, group: GroupId, wanted: Vec<Wanted>) -> usize {
     let Some(seat) = seat(&core, group) else { return 0 };
-    race(seat.loaded.wait(), rt::sleep(LOAD_WAIT)).await;
+    race(seat.loaded.wait(), runtime::sleep(LOAD_WAIT)).await;
     let (mut work, mut sum) = (Work::on(&core), 0);
     for one in &wanted {
         let Some((bytes, entries)) = seat.coordinator.borrow().as_ref().map(|here| here.weigh(one)) else { break };
@@ -201,7 +202,7 @@ pub async fn read(
     let refuse = |code| request.refuse(context.version, code);
     let Some(seat) = seat(&core, group) else { return refuse(ErrorCode::NotCoordinator) };
     // A load usually takes milliseconds, and some clients handle COORDINATOR_LOAD_IN_PROGRESS badly.
-    race(seat.loaded.wait(), rt::sleep(LOAD_WAIT)).await;
+    race(seat.loaded.wait(), runtime::sleep(LOAD_WAIT)).await;
     if matches!(request, GroupRequest::OffsetFetch(_))
         && seat.loaded.is_set()
         && let Err(code) = seat.is_current(&core).await
@@ -243,13 +244,13 @@ pub async fn ask(
     let refuse = |code| request.refuse(context.version, code);
     let Some(seat) = seat(&core, group) else { return refuse(ErrorCode::NotCoordinator) };
     // As for reads.
-    race(seat.loaded.wait(), rt::sleep(LOAD_WAIT)).await;
+    race(seat.loaded.wait(), runtime::sleep(LOAD_WAIT)).await;
     let timeout = Duration::from_millis(core.config.offsets_commit_timeout_ms);
     let deadline = clock::now() + timeout;
     let mut turn = seat.wait_for_room(&core, &request);
     if let Some(turn) = &mut turn {
         seat.call(&core, |coordinator, now, _| coordinator.request_waits(now, &request));
-        let waited = race(race(turn.come(&core.store), seat.ended.wait()), rt::sleep(timeout)).await;
+        let waited = race(race(turn.come(&core.store), seat.ended.wait()), runtime::sleep(timeout)).await;
         if matches!(waited, Either::Second(())) {
             core.metrics.admission_timed_out_total.add(1);
             return refuse(ErrorCode::CoordinatorNotAvailable);
@@ -270,7 +271,7 @@ pub async fn ask(
         }
         return answer.await.unwrap_or(unanswered);
     }
-    match race(answer, rt::sleep(deadline.saturating_sub(clock::now()))).await {
+    match race(answer, runtime::sleep(deadline.saturating_sub(clock::now()))).await {
         Either::First(Some(answer)) => answer,
         Either::First(None) | Either::Second(()) => unanswered,
     }
@@ -294,8 +295,8 @@ fn seat(core: &Rc<Core>, group: GroupId) -> Option<Rc<Seat>> {
         called: Notify::default(),
     });
     core.coordinators.seats.borrow_mut().insert(group, seat.clone());
-    rt::spawn(run(core.clone(), seat.clone()));
-    rt::spawn(follow_appends(core.clone(), seat.clone()));
+    runtime::spawn(run(core.clone(), seat.clone()));
+    runtime::spawn(follow_appends(core.clone(), seat.clone()));
     Some(seat)
 }
 
@@ -315,11 +316,11 @@ fn settings(config: &Config) -> coordinator::Config {
 impl Seat {
     /// Makes sure that no other coordinator has acknowledged newer commits, and that the view shows all topics.
     async fn is_current(&self, core: &Rc<Core>) -> Result<(), ErrorCode> {
-        if !matches!(race(meta::linearize(core), rt::sleep(LOAD_WAIT)).await, Either::First(Ok(()))) {
+        if !matches!(race(meta::linearize(core), runtime::sleep(LOAD_WAIT)).await, Either::First(Ok(()))) {
             return Err(ErrorCode::CoordinatorLoadInProgress);
         }
         let timeout = Duration::from_millis(core.config.offsets_commit_timeout_ms);
-        match race(self.partition.still_leading(core), rt::sleep(timeout)).await {
+        match race(self.partition.still_leading(core), runtime::sleep(timeout)).await {
             Either::First(Ok(())) => Ok(()),
             Either::First(Err(_)) => Err(ErrorCode::NotCoordinator),
             Either::Second(()) => Err(ErrorCode::CoordinatorNotAvailable),
@@ -389,9 +390,9 @@ impl Seat {
         let held = self.held.clone();
         match resigned.is_empty() {
             true => held.set(0),
-            false => rt::spawn(async move {
+            false => runtime::spawn(async move {
                 while !resigned.is_empty() {
-                    rt::give_way().await;
+                    runtime::give_way().await;
                     reply_all(resigned.turn());
                 }
                 held.set(0);
@@ -479,7 +480,7 @@ async fn run(core: Rc<Core>, seat: Rc<Seat>) {
                 if left == 0 {
                     seat.call(&core, Coordinator::tick);
                 } else {
-                    race(seat.called.past(seen), rt::sleep(Duration::from_millis(left))).await;
+                    race(seat.called.past(seen), runtime::sleep(Duration::from_millis(left))).await;
                 }
             }
         }
@@ -532,7 +533,7 @@ async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
 
 /// Yields within a load. `Err`: the coordinator has resigned meanwhile, so nobody waits for the load any more.
 async fn give_way(seat: &Seat) -> Result<(), ErrorCode> {
-    rt::give_way().await;
+    runtime::give_way().await;
     if seat.has_resigned() { Err(ErrorCode::NotCoordinator) } else { Ok(()) }
 }
 
@@ -544,11 +545,11 @@ async fn until_all_topics_are_shown(core: &Rc<Core>, seat: &Seat) -> Result<(), 
                 Ok(()) => return Ok(()),
                 Err(error) => tracing::debug!(partition = %seat.partition.name, %error, "groups wait for the metadata"),
             }
-            rt::sleep(VIEW_PAUSE).await;
+            runtime::sleep(VIEW_PAUSE).await;
         }
         Err(ErrorCode::NotCoordinator)
     };
-    match race(shown, rt::sleep(VIEW_WAIT)).await {
+    match race(shown, runtime::sleep(VIEW_WAIT)).await {
         Either::First(outcome) => outcome,
         Either::Second(()) => Err(ErrorCode::RequestTimedOut),
     }

@@ -9,8 +9,8 @@
 //! Bound: each place belongs to a request that a connection has in flight. Deadline: a batch unfolds to a limited
 //! number of bytes, so each place is given back. A request that is dropped leaves its line.
 
-use crate::sync::line::{Line, Place, Places};
 use net::records::scan::WINDOW_USUAL_MAX;
+use runtime::sync::line::{Line, Place, Places};
 
 /// Batches with usual windows at a time.
 const USUAL: usize = 4;

@@ -9,13 +9,12 @@
 //! Bound: each task that waits here is a request that a connection has in flight. A cancelled request leaves its
 //! place to the next.
 
-use crate::{
+use crate::core::Core;
+use net::turn::Share;
+use runtime::{
     clock,
-    core::Core,
-    rt,
     sync::line::{Line, Place},
 };
-use net::turn::Share;
 use std::{cell::Cell, rc::Rc, time::Duration};
 
 /// The shortest and the longest time left to other tasks after a piece of work that can wait.
@@ -77,7 +76,7 @@ impl<'a> Work<'a> {
         let took = clock::now().saturating_sub(self.began).clamp(PAUSE_MIN, PAUSE_MAX);
         long_work.next.set(long_work.next.get().max(clock::now()) + took);
         let place = self.turn(&long_work.reads).await;
-        rt::sleep(long_work.next.get().saturating_sub(clock::now())).await;
+        runtime::sleep(long_work.next.get().saturating_sub(clock::now())).await;
         drop(place);
         self.resume();
     }
@@ -85,7 +84,7 @@ impl<'a> Work<'a> {
     /// Yields to all ready tasks and to pending kernel events. For requests that others wait for in turn.
     pub async fn give_way(&mut self) {
         let place = self.turn(&self.core.long_work.writes).await;
-        rt::give_way().await;
+        runtime::give_way().await;
         drop(place);
         self.resume();
     }

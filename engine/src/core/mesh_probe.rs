@@ -5,12 +5,9 @@
 //! large requests does not fill the queues. Each round trip waits for the other core, and meanwhile this one does
 //! its own work.
 
-use crate::{
-    core::mesh::{self, HasMesh, QUEUE_MESSAGES},
-    rt,
-    sync::{all, promise},
-};
+use crate::core::mesh::{self, HasMesh, QUEUE_MESSAGES};
 use consensus::wire::MeshTimes;
+use runtime::sync::{all, promise};
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
@@ -104,7 +101,7 @@ async fn to_core<C: HasMesh>(core: &Rc<C>, to: CoreId, probe: Probe, until: Inst
     let lanes = (0..u32::from(probe.in_flight).min(probe.rounds)).map(|_| {
         let (ended, lane_ended) = promise();
         let (core, trips) = (core.clone(), trips.clone());
-        rt::spawn(async move {
+        runtime::spawn(async move {
             trips.run(&core, to).await;
             ended.keep(());
         });
@@ -127,7 +124,7 @@ impl Trips {
             if answered >= self.until {
                 return;
             }
-            rt::yield_if_needed().await;
+            runtime::yield_if_needed().await;
         }
     }
 }

@@ -33,7 +33,6 @@ pub mod turn_probe;
 pub use following::restored;
 
 use crate::{
-    clock,
     cluster::{
         meta::{META_CORE, META_GROUP, Meta},
         peers::Peers,
@@ -65,12 +64,6 @@ use crate::{
         producers::share::ProducersShare,
         replica::{ReadyLoop, Replicated},
     },
-    rt,
-    sync::{
-        Either, Flag, Notify,
-        line::{Line, Places},
-        race,
-    },
 };
 use ahash::AHashMap;
 use consensus::{
@@ -78,6 +71,14 @@ use consensus::{
     plane::Acks,
 };
 use runtime::planted;
+use runtime::{
+    clock,
+    sync::{
+        Either, Flag, Notify,
+        line::{Line, Places},
+        race,
+    },
+};
 use std::{
     cell::{Cell, OnceCell, RefCell},
     collections::BTreeMap,
@@ -328,7 +329,7 @@ impl Core {
 
     /// Calls `each` for each of this core's partitions, and yields after each `PARTITIONS_A_TURN` of them.
     pub async fn for_partitions_in_turns(&self, mut each: impl FnMut(&Rc<Partition>)) {
-        let mut turns = rt::Turns::begin();
+        let mut turns = runtime::Turns::begin();
         let mut next = GroupId(0);
         loop {
             let turn: Vec<_> =

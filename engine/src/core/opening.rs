@@ -8,8 +8,9 @@
 //! Bound: the partitions of the view with a replica on this core, and those of topics that were just deleted.
 
 use super::Core;
-use crate::{config::topic::TopicConfig, partition::TopicPartition, rt, sync::Notify};
+use crate::{config::topic::TopicConfig, partition::TopicPartition};
 use consensus::metadata::Topic;
+use runtime::sync::Notify;
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -85,7 +86,7 @@ pub async fn run(core: Rc<Core>) {
             continue;
         }
         core.opening.changed.notify();
-        rt::give_way().await;
+        runtime::give_way().await;
     }
 }
 

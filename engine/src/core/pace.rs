@@ -4,8 +4,8 @@
 //! Large parallel reads would delay the ring's writes at the disk. They would also delay the writes of the
 //! receiving replica, if it shares the disk.
 
-use crate::{
-    clock, rt,
+use runtime::{
+    clock,
     sync::line::{Line, Place},
 };
 use std::{cell::Cell, time::Duration};
@@ -32,7 +32,7 @@ impl Pace {
     pub async fn turn(&self) -> Turn {
         let place = self.line.join();
         place.first().await;
-        rt::sleep(self.next.get().saturating_sub(clock::now())).await;
+        runtime::sleep(self.next.get().saturating_sub(clock::now())).await;
         Turn { _place: place }
     }
 
@@ -53,11 +53,11 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sync::{Either, race};
+    use runtime::sync::{Either, race};
     use std::{cell::RefCell, rc::Rc};
 
     fn on_a_core<F: Future<Output = ()> + 'static>(test: impl FnOnce() -> F + Send + 'static) {
-        rt::spawn_core(rt::any_allowed_cpu(), "test", test).unwrap().join().unwrap();
+        runtime::spawn_core(runtime::any_allowed_cpu(), "test", test).unwrap().join().unwrap();
     }
 
     #[test]
@@ -68,16 +68,16 @@ mod tests {
             let first = pace.turn().await;
             for number in 0..5 {
                 let (pace, order, busy) = (pace.clone(), order.clone(), busy.clone());
-                rt::spawn(async move {
+                runtime::spawn(async move {
                     let turn = pace.turn().await;
                     assert!(!busy.replace(true), "another has the turn");
-                    rt::sleep(Duration::from_millis(1)).await;
+                    runtime::sleep(Duration::from_millis(1)).await;
                     busy.set(false);
                     order.borrow_mut().push(number);
                     drop(turn);
                 });
             }
-            rt::sleep(Duration::from_millis(1)).await;
+            runtime::sleep(Duration::from_millis(1)).await;
             assert!(order.borrow().is_empty());
             drop(first);
             drop(pace.turn().await);
@@ -90,7 +90,7 @@ mod tests {
         on_a_core(|| async {
             let pace = Pace::new(u64::MAX);
             let first = pace.turn().await;
-            let given_up = race(pace.turn(), rt::sleep(Duration::from_millis(1))).await;
+            let given_up = race(pace.turn(), runtime::sleep(Duration::from_millis(1))).await;
             assert!(matches!(given_up, Either::Second(())));
             assert_eq!(pace.line.len(), 1, "who gave up has left the line");
             drop(first);

@@ -3,7 +3,7 @@
 //!
 //! Bound: one for each request that is passed on, until it is answered or dropped.
 
-use crate::sync::Notify;
+use runtime::sync::Notify;
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,

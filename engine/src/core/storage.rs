@@ -1,8 +1,9 @@
 //! The store's callbacks to its core, and the handling of failed storage.
 
 use super::Core;
-use crate::{clock, cluster::meta::META_GROUP, partition::replica::Replicated, rt};
+use crate::{cluster::meta::META_GROUP, partition::replica::Replicated};
 use consensus::group::Unreadable;
+use runtime::clock;
 use std::{pin::Pin, time::Duration};
 use types::GroupId;
 use wal::store::{AppState, FlushHost};
@@ -94,11 +95,11 @@ impl FlushHost for Core {
     }
 
     fn give_way(&self) -> Pin<Box<dyn Future<Output = ()>>> {
-        Box::pin(rt::give_way())
+        Box::pin(runtime::give_way())
     }
 
     fn breathe(&self) -> Pin<Box<dyn Future<Output = ()>>> {
-        Box::pin(rt::sleep(BREATH))
+        Box::pin(runtime::sleep(BREATH))
     }
 
     fn app_state(&self, group: GroupId) -> Option<AppState> {
@@ -107,7 +108,7 @@ impl FlushHost for Core {
 
     fn back_off(&self, attempt: u32) -> Pin<Box<dyn Future<Output = ()>>> {
         let pause = FLUSH_RETRY_MIN.saturating_mul(1 << attempt.clamp(1, 7)).min(FLUSH_RETRY_MAX);
-        Box::pin(rt::sleep(pause))
+        Box::pin(runtime::sleep(pause))
     }
 
     fn flush_failed(&self, why: &str) {

@@ -5,10 +5,9 @@
 //! kernel. Its delay is the length of the turn that it met. It runs every 10 ms, so it sees every longer turn, and
 //! some shorter ones.
 
-use crate::{
+use crate::core::Core;
+use runtime::{
     clock,
-    core::Core,
-    rt,
     sync::{Either, race},
 };
 use std::{rc::Rc, time::Duration};
@@ -20,10 +19,10 @@ pub async fn run(core: Rc<Core>) {
     let mut longest = Duration::ZERO;
     loop {
         let due = clock::now() + EVERY;
-        if let Either::Second(()) = race(rt::sleep(EVERY), core.lifecycle.stopping.wait()).await {
+        if let Either::Second(()) = race(runtime::sleep(EVERY), core.lifecycle.stopping.wait()).await {
             return;
         }
-        rt::give_way().await;
+        runtime::give_way().await;
         let turn = clock::now().saturating_sub(due);
         core.metrics.core_turn_seconds.record(turn);
         if turn > longest {

@@ -2,8 +2,8 @@
 //! Lives on: the core of the connection.
 
 use super::produce::Lane;
-use crate::sync::Notify;
 use net::transport::conn::ConnHandle;
+use runtime::sync::Notify;
 use std::{cell::RefCell, net::SocketAddr, rc::Rc};
 
 pub struct Client {

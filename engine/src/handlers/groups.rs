@@ -9,7 +9,6 @@ use super::{
     weight,
 };
 use crate::{
-    clock,
     cluster::{internal_topics::OFFSETS_TOPIC, meta},
     coordinator::{
         Context, GroupRequest, GroupResponse, Piece, Route, Wanted, by_partition, partition_of, shorten_filter,
@@ -20,8 +19,6 @@ use crate::{
         messages::{ChangeGroups, LoadGroups, ReadGroups, WeighGroupList, WeighGroups},
     },
     memory::Budget,
-    rt,
-    sync::{self, race},
 };
 use ahash::AHashSet;
 use net::{
@@ -36,6 +33,10 @@ use net::{
         offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic},
     },
     turn::ENTRIES_A_TURN,
+};
+use runtime::{
+    clock,
+    sync::{self, race},
 };
 use std::{collections::BTreeSet, rc::Rc, time::Duration};
 use types::GroupId;
@@ -79,7 +80,7 @@ pub async fn find_coordinator(
         }
         // The request that created the topic waited for its leaders. This broker may learn of them a moment later.
         let partitions = partitions.into_iter().map(|partition| offsets.partitions[partition].clone()).collect();
-        race(until_led(core, partitions), rt::sleep(LEADER_WAIT)).await;
+        race(until_led(core, partitions), runtime::sleep(LEADER_WAIT)).await;
     }
     let alive = brokers::alive(core);
     let find = |key: &str| {

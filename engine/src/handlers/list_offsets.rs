@@ -2,7 +2,6 @@
 
 use super::owners::{Found, Placed, Question, answer_all, ask_owners};
 use crate::{
-    clock,
     cluster::meta::{self, META_CORE, META_GROUP},
     core::{
         Core,
@@ -29,6 +28,7 @@ use net::{
         scan::unfolded_bytes_max,
     },
 };
+use runtime::clock;
 use std::{
     cell::RefCell,
     collections::{BTreeMap, VecDeque},

@@ -4,9 +4,9 @@
 use crate::{
     core::{Core, long_work::Work, mesh::list::AskKind},
     partition::Partition,
-    sync,
 };
 use net::{codec::produce::TopicRef, errors::ErrorCode};
+use runtime::sync;
 use std::rc::Rc;
 use types::{CoreId, GroupId};
 

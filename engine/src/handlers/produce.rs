@@ -5,12 +5,9 @@
 
 use super::{Pending, Reply, cluster::brokers, timeout_of, weight};
 use crate::{
-    clock,
     cluster::meta,
     core::{Core, decoders::Decoder, long_work::Work, messages::Append},
     partition::{Acks, Appended, Committed, PartitionError, admission::Turn},
-    rt,
-    sync::{self, Either, Promise, line::Line, promise, race},
 };
 use bytes::Bytes;
 use net::{
@@ -24,6 +21,10 @@ use net::{
     turn::Share,
 };
 use runtime::planted;
+use runtime::{
+    clock,
+    sync::{self, Either, Promise, line::Line, promise, race},
+};
 use std::{
     pin::Pin,
     rc::Rc,
@@ -71,7 +72,7 @@ pub fn start(core: &Rc<Core>, lane: &Lane, request: ProduceRequest, version: i16
     let (promise, answer) = promise();
     let core = core.clone();
     // This needs its own task: the answer is not polled before those to earlier requests have left.
-    rt::spawn(async move {
+    runtime::spawn(async move {
         place.first().await;
         let mut work = Work::on(&core);
         loop {
@@ -335,7 +336,7 @@ pub fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl F
                     // other answers, and while other batches of its request wait. It ends with its request.
                     let (promise, answer) = promise();
                     let core = core.clone();
-                    rt::spawn(async move {
+                    runtime::spawn(async move {
                         let appended = append_in_turn(core, turn, item, began, timeout, &promise).await;
                         promise.keep(appended);
                     });
@@ -434,8 +435,8 @@ async fn before<T>(deadline: Duration, what: impl Future<Output = T>) -> Option<
     }
 }
 
-fn until(moment: Duration) -> rt::Sleep {
-    rt::sleep(moment.saturating_sub(clock::now()))
+fn until(moment: Duration) -> runtime::Sleep {
+    runtime::sleep(moment.saturating_sub(clock::now()))
 }
 
 enum Begun {

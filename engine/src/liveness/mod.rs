@@ -11,11 +11,9 @@ mod incoming;
 pub use incoming::{GroupHost, receive, take_over};
 
 use crate::{
-    clock,
     cluster::meta::{self, META_CORE},
     core::{Core, core_of},
     partition::Partition,
-    rt,
 };
 use bytes::Bytes;
 use consensus::{
@@ -23,6 +21,7 @@ use consensus::{
     plane::node_of,
     wire::{Beat, PeerMessage},
 };
+use runtime::clock;
 use runtime::planted;
 use std::{
     cell::{Cell, RefCell},
@@ -204,7 +203,7 @@ fn concerned(core: &Core, node: i32, there: u16, cores: u16) -> Vec<Rc<Partition
 pub async fn run(core: Rc<Core>) {
     let mut last = clock::now();
     while !core.lifecycle.peers_ended.is_set() {
-        rt::sleep(TICK).await;
+        runtime::sleep(TICK).await;
         let now = clock::now();
         core.groups.ran_for.set(core.groups.ran_for() + TICK);
         let beat = Beat {
@@ -287,7 +286,7 @@ fn meet_reached(core: &Rc<Core>) {
 pub async fn rebalance(core: Rc<Core>) {
     let every = Duration::from_secs(core.config.leader_imbalance_check_interval_seconds);
     while !core.is_stopping() {
-        rt::sleep(every).await;
+        runtime::sleep(every).await;
         if !core.config.auto_leader_rebalance_enable || core.groups.leaving.get() {
             continue;
         }
@@ -318,7 +317,7 @@ pub async fn hand_over(core: Rc<Core>) {
         if is_over || clock::now() >= until {
             return tell_of_hand_over(&core, &begun);
         }
-        rt::sleep(Duration::from_millis(50)).await;
+        runtime::sleep(Duration::from_millis(50)).await;
     }
 }
 

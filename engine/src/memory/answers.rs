@@ -8,13 +8,12 @@
 //! An answer without room waits in this core's line, up to a deadline. Memory may come back on any core, so the
 //! first in line polls every few milliseconds.
 
-use crate::{
+use crate::metrics::CoreMetrics;
+use bytes::Bytes;
+use runtime::{
     clock,
-    metrics::CoreMetrics,
-    rt,
     sync::{Either, line::Line, race},
 };
-use bytes::Bytes;
 use std::{
     sync::{
         Arc,
@@ -151,14 +150,14 @@ impl Answers {
         let end = clock::now() + wait;
         let _counted = Waiting::count(self.account());
         let place = self.line.join();
-        if let Either::Second(()) = race(place.first(), rt::sleep(wait)).await {
+        if let Either::Second(()) = race(place.first(), runtime::sleep(wait)).await {
             return None;
         }
         loop {
             match self.take(bytes) {
                 Some(held) => return Some(held),
                 None if clock::now() >= end => return None,
-                None => rt::sleep(LOOK_AGAIN).await,
+                None => runtime::sleep(LOOK_AGAIN).await,
             }
         }
     }
@@ -207,7 +206,7 @@ impl Drop for Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sync::both;
+    use runtime::sync::both;
 
     #[test]
     fn memory_is_held_until_the_last_part_of_the_answer_is_gone() {
@@ -251,13 +250,13 @@ mod tests {
                 assert_eq!(metrics.memory_answer_waits_total.get(), 2);
             };
             let gives = async {
-                rt::sleep(Duration::from_millis(5)).await;
+                runtime::sleep(Duration::from_millis(5)).await;
                 assert!(answers.waiting_anywhere() == 1 && answers.try_hold(0).is_none(), "nobody goes first");
                 drop(first);
             };
             both(waits, gives).await;
             assert_eq!((answers.held(), answers.line.len()), (0, 0));
         };
-        rt::spawn_core(rt::any_allowed_cpu(), "test", test).unwrap().join().unwrap();
+        runtime::spawn_core(runtime::any_allowed_cpu(), "test", test).unwrap().join().unwrap();
     }
 }

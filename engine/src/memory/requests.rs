@@ -18,7 +18,7 @@
 //! Bound: the room of the lanes, and one more frame in each of them (`socket.request.max.bytes` in that of heavy ones)
 //! and one more decoded form (40 MiB).
 
-use crate::sync::{Notify, line::Line};
+use runtime::sync::{Notify, line::Line};
 use std::{cell::Cell, rc::Rc};
 
 /// Bytes of a frame that each connection may receive without a reservation: one read.

@@ -20,10 +20,8 @@
 //! Deadline: the request's timeout.
 
 use super::Partition;
-use crate::{
-    core::Store,
-    sync::lines::{Lines, Spot},
-};
+use crate::core::Store;
+use runtime::sync::lines::{Lines, Spot};
 use std::{cell::Cell, rc::Rc};
 use types::GroupId;
 use wal::store::Admission as Room;

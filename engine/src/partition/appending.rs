@@ -12,12 +12,12 @@ use crate::{
         },
         replica::{self, Payload},
     },
-    sync::{Answer, Promise, promise},
 };
 use bytes::Bytes;
 use consensus::group::descriptor::{Descriptor, EntryData};
 use net::records::batch::{self, Assigned, BatchHeader};
 use runtime::planted;
+use runtime::sync::{Answer, Promise, promise};
 use std::{collections::VecDeque, rc::Rc, time::Duration};
 use types::RaftIndex;
 use wal::record::Span;

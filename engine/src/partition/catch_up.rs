@@ -12,11 +12,9 @@
 
 use super::{Partition, peering::has_batch};
 use crate::{
-    clock,
     core::{Core, pace::Turn},
     log_limit::Admitted,
     partition::replica,
-    rt,
 };
 use bytes::Bytes;
 use consensus::{
@@ -24,6 +22,7 @@ use consensus::{
     wire::PeerMessage,
 };
 use net::peer::Lane;
+use runtime::clock;
 use runtime::planted;
 use std::{
     cell::{Cell, RefCell},
@@ -95,7 +94,7 @@ impl Partition {
         let Some(partition) = core.partition(self.group()) else { return };
         self.catch_up.queue_moves.set(true);
         let core = core.clone();
-        rt::spawn(async move {
+        runtime::spawn(async move {
             partition.send_queued(&core).await;
             partition.catch_up.queue_moves.set(false);
         });
@@ -227,7 +226,7 @@ impl Partition {
         let Some(partition) = core.partition(self.group()) else { return };
         catch_up.fetching.set(true);
         let core = core.clone();
-        rt::spawn(async move {
+        runtime::spawn(async move {
             partition.fetch(&core, wanted).await;
             partition.catch_up.fetching.set(false);
             core.ready_loop.wake(partition);

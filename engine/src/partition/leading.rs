@@ -81,7 +81,7 @@ impl Partition {
         if is_me {
             self.established.set(true);
             let peers = self.replica.with(|raft| raft.progress());
-            let now = crate::clock::now();
+            let now = runtime::clock::now();
             let until = now + SHOW_WITHIN;
             *self.excused_until.borrow_mut() = peers.iter().map(|peer| (peer.peer, until)).collect();
             *self.in_sync.borrow_mut() = self.now_in_sync(core, now);
@@ -328,7 +328,7 @@ impl Partition {
         let Some(target) = target else { return false };
         self.stir(core);
         self.replica.with(|raft| raft.hand_over(target.peer));
-        self.handing_over_until.set(Some(crate::clock::now() + HAND_OVER_MAX));
+        self.handing_over_until.set(Some(runtime::clock::now() + HAND_OVER_MAX));
         core.ready_loop.wake(self.clone());
         true
     }

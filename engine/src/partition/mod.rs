@@ -55,7 +55,6 @@ use crate::{
         producers::{Producers, gaps::Gaps, share::Cut},
         replica::{Payload, Replica, Replicated},
     },
-    sync::{Marks, Promise},
 };
 use ahash::AHashMap;
 use consensus::group::{
@@ -64,6 +63,7 @@ use consensus::group::{
 };
 use net::records::batch::BatchHeader;
 use runtime::planted;
+use runtime::sync::{Marks, Promise};
 use slab::Slab;
 use std::{
     cell::{Cell, RefCell},

@@ -11,10 +11,9 @@
 //!   second meanwhile is left behind ([`HELD_MAX`]): nobody waits for it until it has caught up.
 
 use super::Partition;
-use crate::{
+use crate::core::Core;
+use runtime::{
     clock,
-    core::Core,
-    rt,
     sync::{Notify, race},
 };
 use std::{cell::RefCell, collections::VecDeque, time::Duration};
@@ -128,7 +127,7 @@ impl Partition {
                 continue;
             }
             let since = clock::now();
-            race(freed, rt::sleep(patience)).await;
+            race(freed, runtime::sleep(patience)).await;
             self.pacing.ahead.borrow_mut().held += clock::now() - since;
         }
     }

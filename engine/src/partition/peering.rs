@@ -6,7 +6,6 @@
 
 use super::Partition;
 use crate::{
-    clock,
     core::Core,
     log_limit::Admitted,
     partition::replica::{self, Payload},
@@ -20,6 +19,7 @@ use net::{
     peer::Lane,
     records::batch::{self, HEADER_BYTES},
 };
+use runtime::clock;
 use runtime::planted;
 use std::rc::Rc;
 use types::{Position, RaftIndex, Term};

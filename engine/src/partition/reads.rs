@@ -1,8 +1,9 @@
 //! Consumers' reads of a partition: whole batches below its high watermark.
 
 use super::{Partition, errors::PartitionError};
-use crate::{clock, core::Core, log_limit::Admitted};
+use crate::{core::Core, log_limit::Admitted};
 use bytes::Bytes;
+use runtime::clock;
 use std::pin::Pin;
 use types::LeaderEpoch;
 use wal::store::read::{self as log_read, Read, ReadError};

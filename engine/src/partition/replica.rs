@@ -11,12 +11,12 @@
 use crate::{
     cluster::meta::META_GROUP,
     core::{Core, Store},
-    sync::Notify,
 };
 use bytes::Bytes;
 use consensus::group::{Entry, Group, Message, ProposeError, ReadIndex, Ready, SnapshotMark};
 use net::records::batch::HEADER_BYTES;
 use runtime::planted;
+use runtime::sync::Notify;
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
@@ -242,22 +242,22 @@ impl ReadyLoop {
 /// Runs the ready loop of this core until its ring fails or the core stops.
 pub async fn run(core: Rc<Core>) {
     let follow = core.clone();
-    crate::rt::spawn(async move { follow_durable(follow).await });
+    runtime::spawn(async move { follow_durable(follow).await });
     loop {
         let seen = core.ready_loop.work.version();
-        let (started, cpu) = (Instant::now(), crate::clock::thread_cpu());
+        let (started, cpu) = (Instant::now(), runtime::clock::thread_cpu());
         if let Err(error) = turn(&core) {
             core.storage_failed(&error.to_string());
             return;
         }
         core.metrics.raft_ready_loop_latency_seconds.record(started.elapsed());
-        core.metrics.raft_ready_loop_cpu_seconds.record(crate::clock::thread_cpu() - cpu);
+        core.metrics.raft_ready_loop_cpu_seconds.record(runtime::clock::thread_cpu() - cpu);
         if core.ready_loop.is_idle(core.store.durable()) {
             core.ready_loop.work.past(seen).await;
         } else {
             // Other tasks run first if this one's time is up. Otherwise the next turn's entries join the same
             // write.
-            crate::rt::yield_if_needed().await;
+            runtime::yield_if_needed().await;
         }
     }
 }

@@ -3,11 +3,9 @@
 //! Lives on: every core, for its own partitions. A log start moves by a committed entry, so it is the same after a
 //! restart.
 
-use crate::{
+use crate::{core::Core, partition::Partition};
+use runtime::{
     clock,
-    core::Core,
-    partition::Partition,
-    rt,
     sync::{Either, race},
 };
 use std::rc::Rc;
@@ -15,7 +13,7 @@ use std::rc::Rc;
 /// Checks every partition of this core each `log.retention.check.interval.ms`, until the broker stops.
 pub async fn run(core: Rc<Core>) {
     loop {
-        let pause = rt::sleep(core.config.retention_check_interval());
+        let pause = runtime::sleep(core.config.retention_check_interval());
         if let Either::Second(()) = race(pause, core.lifecycle.stopping.wait()).await {
             return;
         }
@@ -28,7 +26,7 @@ pub async fn run(core: Rc<Core>) {
             look_at(&core, partition);
         };
         core.for_partitions_in_turns(look).await;
-        let mut turns = rt::Turns::begin();
+        let mut turns = runtime::Turns::begin();
         for partition in of_unknown_age {
             look_at_files(&core, &partition).await;
             turns.give_way().await;

@@ -7,7 +7,6 @@
 
 use super::{Partition, State};
 use crate::{
-    clock,
     core::Core,
     log_limit::Admitted,
     partition::{
@@ -21,6 +20,7 @@ use consensus::{
     wire::PeerMessage,
 };
 use net::peer::Lane;
+use runtime::clock;
 use std::rc::Rc;
 use types::{Position, RaftIndex};
 use wal::store::{AppState, AppendError, LogMark, LogPos};

@@ -2,18 +2,18 @@
 //! an error.
 
 use super::{META_CORE, Meta, largest};
-use crate::{
-    clock,
-    core::{
-        Core, core_of_slice,
-        messages::{DescribeQuorum, FindInSlice, Linearize, Submit},
-    },
-    sync::{Answer, Promise, promise},
+use crate::core::{
+    Core, core_of_slice,
+    messages::{DescribeQuorum, FindInSlice, Linearize, Submit},
 };
 use consensus::{
     group::Group,
     metadata::{Command, Outcome, QueryAnswer, Rejection, RequestResult, slice_of_topic},
     plane::{self, ANSWER_MAX, Acks, ENTRY_BYTES, Plane, Quorum, Submission, Token, Until, WriteError, Written},
+};
+use runtime::{
+    clock,
+    sync::{Answer, Promise, promise},
 };
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 use types::{RaftIndex, Term};

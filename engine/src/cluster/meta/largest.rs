@@ -62,7 +62,7 @@ pub fn why_largest(largest: usize) -> String {
 /// The largest batch that all cores of this broker can take.
 pub(super) async fn taken_here(core: &Rc<Core>) -> u64 {
     let asked = (0..core.cores()).map(|to| core.ask(CoreId(to), LargestTaken {}));
-    let taken: Vec<u64> = crate::sync::all(asked.collect()).await;
+    let taken: Vec<u64> = runtime::sync::all(asked.collect()).await;
     taken.into_iter().min().expect("there is a core")
 }
 

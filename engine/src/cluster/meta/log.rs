@@ -7,12 +7,13 @@
 //! Invariants: only committed entries are visible; every entry has one record, so offsets have no gaps.
 
 use super::{META_GROUP, Meta, log_json};
-use crate::{core::Core, sync::Marks};
+use crate::core::Core;
 use bytes::Bytes;
 use net::{
     errors::ErrorCode,
     records::{batch::Assigned, build::BatchBuilder},
 };
+use runtime::sync::Marks;
 use slab::Slab;
 use std::{cell::RefCell, rc::Rc};
 use types::RaftIndex;

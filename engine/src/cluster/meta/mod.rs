@@ -50,17 +50,18 @@ pub use start::start;
 pub use tools::answer as tool_answer;
 
 use crate::{
-    clock,
     core::{Core, core_of_slice, messages::Notice},
     partition::replica::{Replica, Replicated},
-    rt,
-    sync::{Notify, Promise},
 };
 use consensus::{
     group::{Entry, Group, Message, ReadIndex, SnapshotMark, Succession},
     metadata::{Applied, AskedTooLate, Delta, Request, Slice},
     plane::{Plane, Quorum, SliceEntry, SliceOp, Token, Turn, WriteError, Written, node_of},
     wire::PeerMessage,
+};
+use runtime::{
+    clock,
+    sync::{Notify, Promise},
 };
 use slab::Slab;
 use std::{
@@ -380,7 +381,7 @@ impl Replicated for Meta {
 /// On core 0: drives the timers of the group and the plane. Missed ticks are skipped.
 pub async fn tick(core: Rc<Core>) {
     while !core.lifecycle.metadata_ended.is_set() {
-        rt::sleep(TICK).await;
+        runtime::sleep(TICK).await;
         if core.meta().failed.get() {
             return;
         }
@@ -421,7 +422,7 @@ pub async fn hand_over(core: &Rc<Core>) {
     let until = clock::now() + HAND_OVER_MAX;
     let is_under_way = |now: Succession| matches!(now, Succession::Leads | Succession::Open);
     while is_under_way(meta.with(|_, raft| raft.succession(term))) && clock::now() < until {
-        rt::sleep(Duration::from_millis(10)).await;
+        runtime::sleep(Duration::from_millis(10)).await;
     }
     match meta.with(|_, raft| raft.succession(term)) {
         Succession::Passed(peer) => {

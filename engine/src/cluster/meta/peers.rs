@@ -2,12 +2,13 @@
 //! Lives on: core 0.
 
 use super::{META_GROUP, Meta};
-use crate::{clock, core::Core, partition::replica};
+use crate::{core::Core, partition::replica};
 use consensus::{
     group::{Message, MessageType},
     metadata::Delta,
     wire::PeerMessage,
 };
+use runtime::clock;
 use std::rc::Rc;
 use types::RaftIndex;
 

@@ -7,15 +7,15 @@ use super::{Submitting, submit_with};
 use crate::{
     core::{Core, Led, messages::Watermarks},
     partition::{Partition, TopicPartition},
-    rt, sync,
 };
 use ahash::AHashMap;
 use consensus::{
     metadata::{Command, LeaderReport, PartitionLeader, Topic, View, WatermarkReport},
     plane::{Acks, Until},
 };
+use runtime::sync;
 use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
-use types::{CoreId, GroupId, Term};
+use types::{CoreId, GroupId};
 
 /// How often watermarks are reported.
 const WATERMARKS_EVERY: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ pub async fn leaders(core: Rc<Core>) {
             let commands = core.view(|view| leader_commands(view, core.node(), &pending));
             if !commands.is_empty() && !report(&core, commands).await {
                 put_back(&core, pending);
-                rt::sleep(RETRY).await;
+                runtime::sleep(RETRY).await;
             }
             continue;
         }
@@ -106,7 +106,7 @@ pub struct Mark {
 pub async fn watermarks(core: Rc<Core>) {
     let mut told: AHashMap<GroupId, (u64, u64)> = AHashMap::new();
     while !core.lifecycle.metadata_ended.is_set() {
-        rt::sleep(WATERMARKS_EVERY).await;
+        runtime::sleep(WATERMARKS_EVERY).await;
         if !has_others(&core) || core.lifecycle.metadata_ended.is_set() {
             continue;
         }

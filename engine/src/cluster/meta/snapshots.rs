@@ -2,11 +2,8 @@
 
 use super::{META_GROUP, Meta};
 use crate::{
-    clock,
     core::{Core, messages::Notice},
     log_limit::Admitted,
-    rt,
-    sync::{Either, Notify, promise, race},
 };
 use bytes::{Bytes, BytesMut};
 use consensus::{
@@ -14,6 +11,10 @@ use consensus::{
     metadata::{self, Delta, Joint, Slice},
     plane::node_of,
     wire::{PeerMessage, SnapshotChunk},
+};
+use runtime::{
+    clock,
+    sync::{Either, Notify, promise, race},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -102,7 +103,7 @@ pub async fn snapshot_when_wanted(core: Rc<Core>) {
             Err(error) if core.store.poisoned().is_some() => return core.storage_failed(&error.to_string()),
             Err(error) => {
                 tracing::warn!(%error, "cannot write a metadata snapshot; trying again in {} s", SNAPSHOT_RETRY.as_secs());
-                rt::sleep(SNAPSHOT_RETRY).await;
+                runtime::sleep(SNAPSHOT_RETRY).await;
             }
         }
     }
@@ -126,13 +127,13 @@ pub async fn snapshot(core: &Rc<Core>) -> Result<u64, SnapshotError> {
         })
         .collect();
     let mut slices = Vec::with_capacity(SLICES);
-    for part in crate::sync::all(parts).await {
+    for part in runtime::sync::all(parts).await {
         slices.extend(part.expect("every requested part arrives"));
     }
     slices.sort_unstable_by_key(Slice::id);
     let before = meta.snapshots.len();
     let mut joint = Joint::with_room((before + before / 4).max(64 << 10));
-    let mut turns = rt::Turns::begin();
+    let mut turns = runtime::Turns::begin();
     for slice in slices {
         joint.add(&slice);
         turns.give_way().await;
@@ -171,7 +172,7 @@ impl Meta {
             return;
         };
         let core = core.clone();
-        rt::spawn(async move {
+        runtime::spawn(async move {
             let (node, index, bytes) = (node_of(to), mark.at.index, blob.len());
             if let Some(Admitted { left_out }) = core.partition_log.admit(clock::now(), (META_GROUP, node), "snapshot")
             {
@@ -219,7 +220,7 @@ impl Meta {
             return;
         }
         let core = core.clone();
-        rt::spawn(async move {
+        runtime::spawn(async move {
             let meta = core.meta();
             if let Err(why) = stage(&core, at, arrived.bytes.freeze(), message).await
                 && let Some(Admitted { left_out }) =

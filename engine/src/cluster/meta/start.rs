@@ -2,21 +2,22 @@
 
 use super::{META_GROUP, Meta, Submitting, follow_peers, largest, reports, snapshot_when_wanted, submit_with, tick};
 use crate::{
-    clock,
     cluster::{
         internal_topics,
         node_id::{Claim, Members, NodeId},
     },
     core::{Core, core_of_slice, messages::Notice, restored},
     memory::Lasting,
-    rt,
     start_error::StartError,
-    sync::{Either, race},
 };
 use consensus::{
     group::{Group, GroupConfig, Restored, SnapshotMark},
     metadata::{self, Broker, BrokerStatus, Command, Delta, HostPort, Rejection, Slice},
     plane::{Plane, PlaneConfig},
+};
+use runtime::{
+    clock,
+    sync::{Either, race},
 };
 use std::{
     path::PathBuf,
@@ -85,19 +86,19 @@ pub async fn start(
         meta.replica.with(Group::campaign);
     }
     core.ready_loop.wake(meta.clone());
-    rt::spawn(accept);
+    runtime::spawn(accept);
     meta.follow_contacts(core);
-    rt::spawn(tick(core.clone()));
-    rt::spawn(follow_peers(core.clone()));
+    runtime::spawn(tick(core.clone()));
+    runtime::spawn(follow_peers(core.clone()));
     // Joining takes room in the ring, and perhaps only a snapshot can make it.
-    rt::spawn(snapshot_when_wanted(core.clone()));
+    runtime::spawn(snapshot_when_wanted(core.clone()));
     match race(join(core, members), core.lifecycle.stopping.wait()).await {
         Either::First(joined) => joined?,
         // The metadata is not complete, so no core may conclude from it that something was deleted.
         Either::Second(()) => return Ok(()),
     }
-    rt::spawn(reports::leaders(core.clone()));
-    rt::spawn(reports::watermarks(core.clone()));
+    runtime::spawn(reports::leaders(core.clone()));
+    runtime::spawn(reports::watermarks(core.clone()));
     for to in (0..core.cores()).map(CoreId) {
         core.tell(to, Notice::MetadataComplete);
     }
@@ -182,11 +183,11 @@ async fn join(core: &Rc<Core>, members: &Members) -> Result<(), StartError> {
             told = Some(now);
             tracing::warn!(why = failure, "cannot join the cluster yet; retrying");
         }
-        rt::sleep(JOIN_RETRY).await;
+        runtime::sleep(JOIN_RETRY).await;
     }
     tell_if_over(core);
     if !is_registered(core, takes) {
-        rt::spawn(register_again(core.clone(), takes));
+        runtime::spawn(register_again(core.clone(), takes));
     }
     let wanted = core.config.message_max_bytes as u64;
     match largest::raise(core, wanted.max(largest::allowed_by_topics(core))).await {
@@ -208,7 +209,7 @@ fn is_registered(core: &Core, largest_entry: u64) -> bool {
 
 /// Registers again until the metadata has the whole registration; at the latest when all brokers have been upgraded.
 async fn register_again(core: Rc<Core>, largest_entry: u64) {
-    while let Either::First(()) = race(rt::sleep(REGISTER_AGAIN), core.lifecycle.stopping.wait()).await {
+    while let Either::First(()) = race(runtime::sleep(REGISTER_AGAIN), core.lifecycle.stopping.wait()).await {
         if is_registered(&core, largest_entry) {
             return;
         }

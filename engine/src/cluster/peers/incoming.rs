@@ -5,12 +5,7 @@
 //! and nothing else.
 
 use super::{Begun, Host, LinkError, Peers, count, tools, within};
-use crate::{
-    clock,
-    log_limit::Admitted,
-    rt,
-    sync::{Either, race},
-};
+use crate::log_limit::Admitted;
 use consensus::{
     plane::node_of,
     wire::{self, Caller, Hello, PeerMessage},
@@ -21,6 +16,10 @@ use net::{
         conn::{FrameReader, FrameWriter},
         listen::{Accepted, Bound, Listener},
     },
+};
+use runtime::{
+    clock,
+    sync::{Either, race},
 };
 use std::{rc::Rc, sync::Arc, time::Duration};
 
@@ -43,7 +42,7 @@ impl Peers {
                     if let Some(Admitted { left_out }) = log.admit(clock::now(), own, &error.to_string()) {
                         tracing::warn!(%error, left_out, "cannot accept a broker's connection; trying again in 100 ms");
                     }
-                    rt::sleep(Duration::from_millis(100)).await;
+                    runtime::sleep(Duration::from_millis(100)).await;
                 }
             }
         }
@@ -52,7 +51,7 @@ impl Peers {
     fn take<H: Host + 'static>(self: &Rc<Self>, accepted: Accepted, host: &Rc<H>) {
         let from = accepted.peer();
         let (peers, host) = (self.clone(), host.clone());
-        rt::spawn(async move {
+        runtime::spawn(async move {
             match peers.serve(accepted, &host).await {
                 Ok(()) | Err(LinkError::Peer(PeerError::Closed)) => {}
                 Err(LinkError::NoCluster) => tracing::debug!(%from, "a broker without a cluster asked about ours"),
@@ -113,7 +112,7 @@ impl Peers {
     /// Takes over a connection that began on another core.
     pub fn take_over<H: Host + 'static>(self: &Rc<Self>, begun: Begun, host: Rc<H>) {
         let peers = self.clone();
-        rt::spawn(async move {
+        runtime::spawn(async move {
             let Begun { accepted, there, received, served: _served } = begun;
             let ended = match peer::open(accepted) {
                 Ok((mut reader, _writer)) => {

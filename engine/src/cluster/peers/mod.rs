@@ -32,11 +32,7 @@ use outgoing::{Outgoing, frame_bytes, frames};
 use strangers::{STRANGERS_MAX, Strangers};
 use tools::ToolShare;
 
-use crate::{
-    log_limit::LogLimit,
-    rt,
-    sync::{Either, Flag, Notify, race},
-};
+use crate::log_limit::LogLimit;
 use bytes::Bytes;
 use consensus::{
     plane::node_of,
@@ -49,6 +45,7 @@ use net::{
     },
     transport::listen::Accepted,
 };
+use runtime::sync::{Either, Flag, Notify, race};
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -78,7 +75,7 @@ const FRAME_BYTES: usize = 1 << 20;
 
 /// Draws a nonce for a handshake. It was never used before.
 fn draw_nonce() -> Nonce {
-    auth::nonce_of([rt::draw_uuid(), rt::draw_uuid()])
+    auth::nonce_of([runtime::draw_uuid(), runtime::draw_uuid()])
 }
 
 /// The answer to a tool's request.
@@ -314,7 +311,7 @@ impl Peers {
         self.book.borrow_mut().insert(node, link.clone());
         self.comings.notify();
         for lane in [Lane::Control, Lane::Bulk, Lane::Data] {
-            rt::spawn(self.clone().keep_connected(link.clone(), lane));
+            runtime::spawn(self.clone().keep_connected(link.clone(), lane));
         }
     }
 
@@ -487,7 +484,7 @@ impl Peers {
                 Err(_) => {}
             }
             if !self.is_over(&link) {
-                race(link.stirred.past(stirred), rt::sleep(pause.mul_f64(0.75 + 0.5 * fastrand::f64()))).await;
+                race(link.stirred.past(stirred), runtime::sleep(pause.mul_f64(0.75 + 0.5 * fastrand::f64()))).await;
             }
             pause = (pause * 2).min(RECONNECT_MAX);
         }
@@ -564,7 +561,7 @@ async fn within<T>(future: impl Future<Output = T>) -> Result<T, LinkError> {
 }
 
 async fn in_time<T>(patience: Duration, future: impl Future<Output = T>) -> Result<T, LinkError> {
-    match race(future, rt::sleep(patience)).await {
+    match race(future, runtime::sleep(patience)).await {
         Either::First(value) => Ok(value),
         Either::Second(()) => Err(LinkError::Late(patience)),
     }
@@ -576,7 +573,7 @@ async fn resolve(address: String) -> Result<SocketAddr, LinkError> {
         return Ok(addr);
     }
     let name = address.clone();
-    let found = rt::blocking(move || name.to_socket_addrs().map(|mut found| found.next())).await;
+    let found = runtime::blocking(move || name.to_socket_addrs().map(|mut found| found.next())).await;
     let unresolved = |why: String| LinkError::Unresolved { address, why };
     match found {
         Ok(Some(addr)) => Ok(addr),

@@ -1,8 +1,8 @@
 //! Connections that have not proved their identity yet. They get little time, small frames and a limit of their own,
 //! so that they take nothing from brokers and tools. Lives on: the core that listens.
 
-use crate::{
-    clock, rt,
+use runtime::{
+    clock,
     sync::{Flag, Notify, race},
 };
 use std::{
@@ -52,7 +52,7 @@ impl Strangers {
             let oldest = self.inside.borrow().front().filter(|_| self.inside.borrow().len() >= self.max.get()).cloned();
             let left = oldest.map(|oldest| (oldest.came_at + TIME_MIN).saturating_sub(clock::now()));
             let Some(left) = left.filter(|left| !left.is_zero()) else { return };
-            race(self.gone.past(seen), rt::sleep(left)).await;
+            race(self.gone.past(seen), runtime::sleep(left)).await;
         }
     }
 

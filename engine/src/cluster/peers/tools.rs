@@ -6,10 +6,6 @@
 //! answer is encoded. An answer is encoded only while there is room, and counts until it is sent.
 
 use super::{Host, LinkError, Peers, within};
-use crate::{
-    rt,
-    sync::{Either, Notify, both, race},
-};
 use bytes::Bytes;
 use consensus::wire::{self, ToolAnswer, ToolResponse};
 use net::{
@@ -17,6 +13,7 @@ use net::{
     peer::{self, CARRIED_BYTES_MAX, Kind, Lane, PeerError, PeerFrame},
     transport::conn::{FrameReader, FrameWriter},
 };
+use runtime::sync::{Either, Notify, both, race};
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
@@ -168,7 +165,7 @@ async fn read<H: Host + 'static>(
             Poll::Ready(response) => answers.add(&peers.tools.answers, held, &response).await,
             Poll::Pending => {
                 let (peers, answers) = (peers.clone(), answers.clone());
-                rt::spawn(async move { answers.add(&peers.tools.answers, held, &answering.await).await });
+                runtime::spawn(async move { answers.add(&peers.tools.answers, held, &answering.await).await });
             }
         }
     }
@@ -188,7 +185,7 @@ async fn next_request(
             while answers.open.get() > 0 {
                 answers.changed.next().await;
             }
-            rt::sleep(idle_max).await;
+            runtime::sleep(idle_max).await;
         };
         match race(&mut next, idle).await {
             Either::First(frame) => return Ok(frame?),

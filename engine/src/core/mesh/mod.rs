@@ -18,12 +18,12 @@
 
 pub mod list;
 
-use crate::{
-    rt::{self, QueueReceiver, QueueSender},
-    sync::{Answer, Either, Flag, Notify, Promise, promise, race},
-};
 use list::{AskKind, AskList, NoticeList};
 use runtime::planted;
+use runtime::{
+    QueueReceiver, QueueSender,
+    sync::{Answer, Either, Flag, Notify, Promise, promise, race},
+};
 use slab::Slab;
 use std::{
     cell::{Cell, RefCell},
@@ -121,10 +121,10 @@ pub fn seeds<C: HasMesh>(cores: usize) -> Vec<MeshSeed<C>> {
         (0..cores).map(|me| MeshSeed { me: CoreId(me), ends: (0..cores).map(|_| None).collect() }).collect();
     for a in 0..cores {
         for b in a + 1..cores {
-            let (work_ab, work_at_b) = rt::queue(QUEUE_MESSAGES);
-            let (work_ba, work_at_a) = rt::queue(QUEUE_MESSAGES);
-            let (control_ab, control_at_b) = rt::queue(QUEUE_MESSAGES);
-            let (control_ba, control_at_a) = rt::queue(QUEUE_MESSAGES);
+            let (work_ab, work_at_b) = runtime::queue(QUEUE_MESSAGES);
+            let (work_ba, work_at_a) = runtime::queue(QUEUE_MESSAGES);
+            let (control_ab, control_at_b) = runtime::queue(QUEUE_MESSAGES);
+            let (control_ba, control_at_a) = runtime::queue(QUEUE_MESSAGES);
             seeds[a].ends[b] = Some(PairEnds { work: (work_ab, work_at_a), control: (control_ab, control_at_a) });
             seeds[b].ends[a] = Some(PairEnds { work: (work_ba, work_at_b), control: (control_ba, control_at_b) });
         }
@@ -134,7 +134,7 @@ pub fn seeds<C: HasMesh>(cores: usize) -> Vec<MeshSeed<C>> {
 
 /// A queue's sending end, and the outbox in front of it.
 struct Outlet<T: Send> {
-    sender: rt::Sender<T>,
+    sender: runtime::Sender<T>,
     /// In the order of sending.
     outbox: RefCell<BTreeMap<u64, T>>,
     next_place: Cell<u64>,
@@ -144,11 +144,11 @@ struct Outlet<T: Send> {
 }
 
 impl<T: Send + 'static> Outlet<T> {
-    fn start(sender: rt::Sender<T>) -> Rc<Self> {
+    fn start(sender: runtime::Sender<T>) -> Rc<Self> {
         let (outbox, next_place) = (RefCell::default(), Cell::new(0));
         let outlet = Rc::new(Self { sender, outbox, next_place, stalled: Cell::new(false), stall: Notify::default() });
         let pump = outlet.clone();
-        rt::spawn(async move {
+        runtime::spawn(async move {
             loop {
                 let seen = pump.stall.version();
                 while let Some(value) = pump.take() {
@@ -231,7 +231,7 @@ pub struct MeshInbox<C: HasMesh> {
 
 struct Inbox<C: HasMesh> {
     from: CoreId,
-    lanes: [rt::Receiver<Message<C>>; 2],
+    lanes: [runtime::Receiver<Message<C>>; 2],
 }
 
 impl<C: HasMesh> MeshSeed<C> {
@@ -269,7 +269,7 @@ impl<C: HasMesh> MeshSeed<C> {
 async fn connect_lane<C: HasMesh>(
     (sender, receiver): LaneEnds<C>,
     is_lower: bool,
-) -> (rt::Sender<Message<C>>, rt::Receiver<Message<C>>) {
+) -> (runtime::Sender<Message<C>>, runtime::Receiver<Message<C>>) {
     if is_lower {
         let sender = sender.connect().await;
         (sender, receiver.connect().await)
@@ -285,10 +285,10 @@ impl<C: HasMesh> MeshInbox<C> {
         for Inbox { from, lanes } in self.queues {
             for lane in lanes {
                 let at = core.clone();
-                rt::spawn(async move {
+                runtime::spawn(async move {
                     while let Some(message) = lane.recv().await {
                         receive(&at, from, message);
-                        rt::yield_if_needed().await;
+                        runtime::yield_if_needed().await;
                     }
                 });
             }
@@ -323,7 +323,7 @@ fn start<C: HasMesh>(core: &Rc<C>, from: CoreId, token: Token, ask: C::Ask) {
         Poll::Pending => {
             let (core, cancelled) = (core.clone(), Rc::new(Flag::default()));
             core.mesh().jobs.borrow_mut().insert((from, token), cancelled.clone());
-            rt::spawn(async move {
+            runtime::spawn(async move {
                 let reply = match race(work, cancelled.wait()).await {
                     Either::First(reply) => Some(reply),
                     Either::Second(()) => None,

@@ -112,19 +112,19 @@ fn ask_second<K: AskKind<TestCore>>(core: &Rc<TestCore>, what: K) -> Called<Test
 
 /// Two cores on any CPU that the test may use. `main` runs on the first.
 pub(crate) fn on_two_cores<F: Future<Output = ()> + 'static>(main: impl FnOnce(Rc<TestCore>) -> F + Send + 'static) {
-    let cpu = crate::rt::any_allowed_cpu();
+    let cpu = runtime::any_allowed_cpu();
     let mut seeds = seeds::<TestCore>(2).into_iter();
     let (first, second) = (seeds.next().unwrap(), seeds.next().unwrap());
     let (stop, stopped) = mpsc::channel::<()>();
-    let second = rt::spawn_core(cpu, "second", move || async move {
+    let second = runtime::spawn_core(cpu, "second", move || async move {
         let (mesh, inbox) = second.connect().await;
         inbox.serve(&TestCore::new(mesh));
         while stopped.try_recv() == Err(mpsc::TryRecvError::Empty) {
-            rt::sleep(std::time::Duration::from_millis(1)).await;
+            runtime::sleep(std::time::Duration::from_millis(1)).await;
         }
     })
     .unwrap();
-    let first = rt::spawn_core(cpu, "first", move || async move {
+    let first = runtime::spawn_core(cpu, "first", move || async move {
         let (mesh, inbox) = first.connect().await;
         let core = TestCore::new(mesh);
         inbox.serve(&core);

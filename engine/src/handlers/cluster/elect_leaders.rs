@@ -8,11 +8,8 @@ use crate::handlers::{
     timeout_of,
 };
 use crate::{
-    clock,
     cluster::meta,
     core::{Core, long_work::Work, messages::Notice},
-    rt,
-    sync::race,
 };
 use consensus::{metadata::Partition, wire::PeerMessage};
 use net::{
@@ -24,6 +21,7 @@ use net::{
         elect_leaders_response::{PartitionResult, ReplicaElectionResult},
     },
 };
+use runtime::{clock, sync::race};
 use std::{collections::BTreeMap, ops::Bound, rc::Rc, time::Duration};
 
 /// Kinds of elections (`ElectionType`).
@@ -194,7 +192,7 @@ async fn until_preferred(work: &mut Work<'_>, open: &mut BTreeMap<usize, Partiti
             }
             ask_at = now + ASK_EVERY;
         }
-        race(core.view_changed.past(seen), rt::sleep(ask_at.min(deadline).saturating_sub(now))).await;
+        race(core.view_changed.past(seen), runtime::sleep(ask_at.min(deadline).saturating_sub(now))).await;
         work.resume();
     }
 }

@@ -6,7 +6,6 @@
 
 use crate::handlers::refusal::Refusal;
 use crate::{
-    clock,
     cluster::meta,
     core::{Core, long_work::Work},
 };
@@ -22,6 +21,7 @@ use net::{
         describe_quorum_response::{Listener, Node, PartitionData, ReplicaState, TopicData},
     },
 };
+use runtime::clock;
 use std::{collections::BTreeSet, rc::Rc};
 
 /// Kafka's name of the metadata log, and its only partition.

@@ -23,7 +23,6 @@ use super::{Client, TIMEOUT_MAX, cluster::brokers, timeout_of};
 use crate::{
     core::{Core, long_work::Work, messages::Read},
     memory::FREE_DECODED_BYTES,
-    sync,
 };
 use net::{
     codec::{
@@ -33,6 +32,7 @@ use net::{
     errors::{self, ErrorCode},
 };
 use reading::Found;
+use runtime::sync;
 use std::{rc::Rc, time::Duration};
 use types::{CoreId, GroupId, LeaderEpoch};
 

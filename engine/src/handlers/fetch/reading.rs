@@ -2,16 +2,17 @@
 
 use super::waits::FetchId;
 use crate::{
-    clock,
     cluster::meta::{self, LogWatch, META_GROUP},
     core::{Core, long_work::Work, messages::Notice},
     memory::{Answers, Held},
     partition::{ColdFetch, FetchRead, Partition, Watch},
-    rt,
-    sync::{self, Either, Marks, race},
 };
 use bytes::Bytes;
 use net::{errors::ErrorCode, records::batch::BatchHeader};
+use runtime::{
+    clock,
+    sync::{self, Either, Marks, race},
+};
 use std::{rc::Rc, time::Duration};
 use types::{GroupId, LeaderEpoch};
 use wal::store::read::READ_AHEAD;
@@ -134,7 +135,7 @@ pub async fn read_here(core: &Rc<Core>, items: Vec<Item>, wish: Wish) -> Brought
     let wake = Rc::new(Marks::all(items.len()));
     registered.wake_by(wake.clone());
     let mut growth = Growth::new(core, &items, wish, brought, wake.clone());
-    let timeout = rt::sleep(wish.wait);
+    let timeout = runtime::sleep(wish.wait);
     let mut timeout = std::pin::pin!(timeout);
     loop {
         let seen = wake.version();
@@ -144,7 +145,7 @@ pub async fn read_here(core: &Rc<Core>, items: Vec<Item>, wish: Wish) -> Brought
         let told_late = growth.tell();
         let woken = async {
             match told_late {
-                Some(wait) => _ = race(wake.past(seen), rt::sleep(wait)).await,
+                Some(wait) => _ = race(wake.past(seen), runtime::sleep(wait)).await,
                 None => wake.past(seen).await,
             }
         };
@@ -448,7 +449,7 @@ async fn to_its_end(core: &Rc<Core>, held: Held, read: ColdFetch) -> Result<(Hel
     let place = core.cold_reads.join();
     place.first().await;
     let (promise, answer) = sync::promise();
-    rt::spawn(async move {
+    runtime::spawn(async move {
         if !promise.is_abandoned() {
             let batches = read.await;
             promise.keep((held, batches));

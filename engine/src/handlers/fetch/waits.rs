@@ -3,10 +3,8 @@
 //! `min_bytes` counts over the whole request. An owner that has some bytes, but not enough alone, reports its count
 //! to the gathering core. That core calls all owners back once the sum is enough.
 
-use crate::{
-    core::{Core, messages::Notice},
-    sync::Marks,
-};
+use crate::core::{Core, messages::Notice};
+use runtime::sync::Marks;
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,

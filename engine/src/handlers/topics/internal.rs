@@ -38,7 +38,7 @@ pub async fn ensure(core: &Rc<Core>, internal: &'static InternalTopic) {
     }
     match command(core, internal, BTreeMap::new()) {
         Ok(command) => create_unasked(core, vec![command]).await,
-        Err(error) if core.placement.may_tell(crate::clock::now()) => tracing::warn!("{error}"),
+        Err(error) if core.placement.may_tell(runtime::clock::now()) => tracing::warn!("{error}"),
         Err(_) => {}
     }
 }

@@ -21,15 +21,12 @@ use super::{
     timeout_of,
 };
 use crate::{
-    clock,
     cluster::{
         internal_topics,
         meta::{self, CommandResult},
     },
     config::topic as config_topic,
     core::{Core, long_work::Work},
-    rt,
-    sync::{Either, race},
 };
 use consensus::metadata::{Command, Outcome, Partition};
 use net::{
@@ -44,6 +41,10 @@ use net::{
         create_topics_request::{CreatableReplicaAssignment, CreatableTopic, CreatableTopicConfig},
         delete_topics_response::DeletableTopicResult,
     },
+};
+use runtime::{
+    clock,
+    sync::{Either, race},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -170,7 +171,7 @@ pub(super) async fn create_unasked(core: &Rc<Core>, commands: Vec<Command>) {
             until_led(core, partitions).await;
         }
     };
-    if let Either::Second(()) = race(created, rt::sleep(AUTO_CREATE_WAIT)).await
+    if let Either::Second(()) = race(created, runtime::sleep(AUTO_CREATE_WAIT)).await
         && core.placement.may_tell(clock::now())
     {
         tracing::warn!("topics that clients use have no leaders after {} s", AUTO_CREATE_WAIT.as_secs());
@@ -194,12 +195,12 @@ fn new_name(command: &Command) -> Option<Arc<str>> {
 pub(super) fn create_command(name: &str, replicas: Vec<Vec<i32>>, configs: BTreeMap<String, String>) -> Command {
     Command::CreateTopic {
         name: name.into(),
-        id: crate::rt::draw_uuid(),
+        id: runtime::draw_uuid(),
         // The leader chooses it right before the proposal, in the order of the log.
         first_group: 0,
         replicas,
         configs,
-        created_ms: crate::clock::wall_ms(),
+        created_ms: runtime::clock::wall_ms(),
         peers: Vec::new(),
     }
 }
@@ -278,7 +279,7 @@ async fn submit(
     }
     let count = commands.len();
     let late = || Refusal::late(timeout);
-    let mut deadline = pin!(rt::sleep(deadline.saturating_sub(clock::now())));
+    let mut deadline = pin!(runtime::sleep(deadline.saturating_sub(clock::now())));
     let results: Vec<CommandResult> = match race(meta::submit(core, commands), deadline.as_mut()).await {
         Either::First(Ok(results)) => results,
         Either::First(Err(error)) => return (0..count).map(|_| Err(error.into())).collect(),

@@ -11,9 +11,8 @@
 use crate::{
     core::Core,
     partition::{Partition, producers::PRODUCER_BYTES},
-    rt,
-    sync::{Either, Notify, race},
 };
+use runtime::sync::{Either, Notify, race};
 use std::{cell::Cell, rc::Rc, time::Duration};
 use types::{GroupId, RaftIndex};
 
@@ -87,7 +86,7 @@ pub async fn run(core: Rc<Core>) {
         let share = &core.producers_share;
         while share.is_over() && !core.is_stopping() {
             if forget(&core).await == 0 {
-                race(rt::sleep(PAUSE), core.lifecycle.stopping.wait()).await;
+                race(runtime::sleep(PAUSE), core.lifecycle.stopping.wait()).await;
             }
         }
         if let Either::Second(()) = race(share.over.next(), core.lifecycle.stopping.wait()).await {
@@ -127,7 +126,7 @@ async fn forget(core: &Rc<Core>) -> usize {
 
 /// Calls `each` for each partition of this core until it returns `false`, and yields in between.
 async fn in_turns(core: &Rc<Core>, mut each: impl FnMut(&Rc<Partition>) -> bool) {
-    let (mut turns, mut looked_at, mut next) = (rt::Turns::begin(), 0, GroupId(0));
+    let (mut turns, mut looked_at, mut next) = (runtime::Turns::begin(), 0, GroupId(0));
     while let Some(partition) = core.partition_from(next) {
         next = GroupId(partition.group().0 + 1);
         looked_at += 1 + partition.with_producers(|producers| producers.remembered());

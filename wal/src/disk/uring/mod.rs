@@ -15,7 +15,7 @@ use io_uring::{IoUring, opcode, squeue, types};
 use runtime::{Alarm, Watched};
 use slab::Slab;
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     collections::VecDeque,
     ffi::CString,
     future::Future,
@@ -121,12 +121,8 @@ impl UringDisk {
         let bell = Alarm::new()?;
         uring.submitter().register_eventfd(bell.as_raw_fd())?;
         let watched = Watched::new(bell)?;
-        let ring = Rc::new(Ring {
-            uring: RefCell::new(uring),
-            ops: RefCell::default(),
-            backlog: RefCell::default(),
-            sync_by,
-        });
+        let ring =
+            Rc::new(Ring { uring: RefCell::new(uring), ops: RefCell::default(), backlog: RefCell::default(), sync_by });
         runtime::spawn(reap(Rc::downgrade(&ring), watched));
         Ok(Self(ring))
     }

@@ -4,7 +4,6 @@ mod secret;
 mod tools;
 
 use crate::cluster::peers::*;
-use crate::sync::{Answer, Promise, promise};
 use consensus::{
     group::{Message, MessageType},
     metadata::{Command, Request},
@@ -18,6 +17,7 @@ use net::{
         listen::{self, Bound, Listener},
     },
 };
+use runtime::sync::{Answer, Promise, promise};
 use std::collections::BTreeSet;
 use types::{GroupId, RaftIndex, Term};
 
@@ -26,11 +26,11 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn on_a_core<F: Future<Output = ()> + 'static>(main: impl FnOnce() -> F + Send + 'static) {
     let bounded = || async move {
-        if let Either::Second(()) = race(main(), rt::sleep(TIMEOUT)).await {
+        if let Either::Second(()) = race(main(), runtime::sleep(TIMEOUT)).await {
             panic!("it hangs");
         }
     };
-    rt::spawn_core(rt::any_allowed_cpu(), "test", bounded).unwrap().join().unwrap();
+    runtime::spawn_core(runtime::any_allowed_cpu(), "test", bounded).unwrap().join().unwrap();
 }
 
 fn hello(node: i32) -> Hello {
@@ -104,7 +104,7 @@ fn broker(me: Hello, seeds: &[(i32, SocketAddr)]) -> (Rc<Peers>, Rc<Inbox>, Sock
     let peers = Peers::new(me, None, seeds.iter().map(|(node, addr)| (*node, addr.to_string())));
     let inbox = Rc::new(Inbox::default());
     let accepting = peers.clone().accept(bound, inbox.clone());
-    rt::spawn(async move { accepting.await.unwrap() });
+    runtime::spawn(async move { accepting.await.unwrap() });
     (peers, inbox, addr)
 }
 
@@ -439,7 +439,7 @@ fn bulk_waits_for_room_and_ends_with_the_connection() {
         const BYTES: usize = 256 << 10;
         let (sent, done) = promise();
         let sending = one.clone();
-        rt::spawn(async move {
+        runtime::spawn(async move {
             let mut count = 0;
             while sending.send_bulk(peer_id(2, 7), chunk(BYTES)).await {
                 assert!(sending.way(2, Lane::Bulk).queued_bytes.get() <= BULK_BYTES_MAX);
@@ -517,7 +517,7 @@ fn a_stop_ends_everything() {
         let one = Peers::new(hello(1), None, [(2, addr_two.to_string())]);
         let accepting = one.clone().accept(bound, Rc::new(Inbox::default()));
         let (ended, has_ended) = promise();
-        rt::spawn(async move { ended.keep(accepting.await.is_ok()) });
+        runtime::spawn(async move { ended.keep(accepting.await.is_ok()) });
         let mut two = Other::accept(&listener, Lane::Control, &hello(2)).await;
         one.way(2, Lane::Control).until_there(true).await;
         let mut from_two = Other::connect(addr).await;

@@ -21,7 +21,7 @@ pub(super) fn guarded(me: Hello, seeds: &[(i32, SocketAddr)]) -> (Rc<Peers>, Rc<
     let peers = Peers::new(me, secret(7), seeds.iter().map(|(node, addr)| (*node, addr.to_string())));
     let inbox = Rc::new(Inbox::default());
     let accepting = peers.clone().accept(bound, inbox.clone());
-    rt::spawn(async move { accepting.await.unwrap() });
+    runtime::spawn(async move { accepting.await.unwrap() });
     (peers, inbox, addr)
 }
 
@@ -220,7 +220,7 @@ fn of_two_cores() -> (Rc<Peers>, Rc<HandingOn>, SocketAddr) {
     let host = Rc::new(HandingOn::default());
     *host.other.borrow_mut() = Some(Peers::new(two_cores(1), secret(7), []));
     let accepting = peers.clone().accept(bound, host.clone());
-    rt::spawn(async move { accepting.await.unwrap() });
+    runtime::spawn(async move { accepting.await.unwrap() });
     (peers, host, addr)
 }
 
