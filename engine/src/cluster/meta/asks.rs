@@ -1,7 +1,7 @@
 //! Questions from any core to the metadata plane. Every question has a deadline, by which it is answered, if only with
 //! an error.
 
-use super::{META_CORE, Meta, largest};
+use super::{META_CORE, Meta};
 use crate::core::{
     Core, core_of_slice,
     messages::{DescribeQuorum, FindInSlice, Linearize, Submit},
@@ -62,21 +62,7 @@ impl Default for Submitting {
     }
 }
 
-/// Submits commands from any core. Returns once every core's view shows them.
-pub async fn submit(core: &Rc<Core>, commands: Vec<Command>) -> Result<Vec<CommandResult>, SubmitError> {
-    submit_with(core, commands, Submitting::default()).await
-}
-
-/// Submits commands from any core.
-pub async fn submit_with(
-    core: &Rc<Core>,
-    commands: Vec<Command>,
-    how: Submitting,
-) -> Result<Vec<CommandResult>, SubmitError> {
-    largest::rise_for(core, &commands).await?;
-    submit_as_is(core, commands, how).await
-}
-
+/// Submits commands from any core, of which none is larger than the largest entry.
 pub(super) async fn submit_as_is(
     core: &Rc<Core>,
     commands: Vec<Command>,

@@ -14,7 +14,7 @@
 //!
 //! | module | is |
 //! |---|---|
-//! | `asks` | what any core asks of the plane: writes, reads, the state of the quorum |
+//! | `asks` | what any core asks of the plane: writes as they are, reads, the state of the quorum |
 //! | `largest` | the largest batch that partitions take: a setting that only rises |
 //! | `log` | the log as records, for the topic `__millrace_metadata` |
 //! | `log_json` | entries of the log as JSON |
@@ -22,6 +22,7 @@
 //! | `reports` | reports of this broker's leaderships and watermarks to the cluster |
 //! | `snapshots` | cut from all slices at one index; sent to brokers that lag behind the log |
 //! | `start` | from what the store recovered to a broker that knows everything committed |
+//! | `submit` | changes, for which the largest entry rises first |
 //! | `tools` | what tools ask on the peer port |
 //!
 //! Invariants: the plane's outputs are performed in the order in which it gave them; a view applies every index once,
@@ -35,11 +36,12 @@ mod peers;
 mod reports;
 mod snapshots;
 mod start;
+mod submit;
 mod tools;
 
 pub use asks::{
     CommandResult, SubmitError, Submitting, describe_quorum, describe_quorum_here, linearize, linearize_here, may_read,
-    submit, submit_here, submit_with,
+    submit_here,
 };
 pub use largest::why_largest;
 pub use log::{LogWatch, log_range, read_log, watch_log};
@@ -47,6 +49,7 @@ pub use reports::{Mark, leader_commands, watermarks_here};
 pub use snapshots::snapshot;
 use snapshots::snapshot_when_wanted;
 pub use start::start;
+pub use submit::{submit, submit_with};
 pub use tools::answer as tool_answer;
 
 use crate::{
