@@ -13,7 +13,7 @@ use crate::{
 };
 use engine::{
     connection,
-    core::Core,
+    core::{Core, decoders::Decoder},
     handlers::{self, Client},
     partition::Partition,
 };
@@ -35,7 +35,7 @@ use net::{
     },
     records::{build::BatchBuilder, compression::Codec},
 };
-use runtime::sync::{self, Either, Flag, race};
+use runtime::sync::{self, Either, Flag, line::Place, race};
 use std::{
     cell::{Cell, RefCell},
     future::pending,
@@ -144,6 +144,49 @@ fn reads_end_with_their_client() {
     let all = core.memory.cold_answers.try_hold(core.memory.cold_answers.max()).expect("nothing is held");
     vanishes(&calm, node, "memory for answers from the disk", &fetch());
     drop(all);
+}
+
+/// Takes all places that there are.
+fn all_places(join: impl FnMut() -> Place) -> Vec<Place> {
+    std::iter::repeat_with(join).take_while(Place::is_first).collect()
+}
+
+/// Others have all places to decode, to look up and to read from the disk.
+#[test]
+fn who_waits_for_one_of_few_places_leaves_its_line() {
+    let calm = Calm::new(11, 1);
+    let node = &calm.nodes[0];
+    let core = node.core().expect("it runs");
+    let leaves = |what: &str, sent: Sent| {
+        let others = waiting(&core, what);
+        assert!(others > 0, "{what}: others have all places");
+        let begun = send(node, &client(), sent);
+        calm.until(|| waiting(&core, what) > others);
+        begun.gone.set();
+        calm.until(|| waiting(&core, what) == others);
+        assert!(!begun.ended.get(), "{what}: it was dropped while it waited");
+    };
+    let one_more = || {
+        let mut decoder = Decoder::new(1);
+        decoder.try_keep(&core.decoders).then_some(decoder)
+    };
+    let kept: Vec<Decoder> = std::iter::from_fn(one_more).collect();
+    // It takes several turns to check.
+    let compressed = requests::produce(&calm.world, &target(), Codec::Gzip, 1 << 20, MINUTE_MS);
+    leaves("decoders", Sent { requests: vec![compressed], version: 9, bytes: 3_000 });
+    drop(kept);
+    // Once there is more than fits in memory, the first record is on the disk only.
+    for _ in 0..30 {
+        calm.ask(node, vec![(produce(200_000).requests.remove(0), 9)]);
+    }
+    calm.pass(Duration::from_secs(5));
+    let places = all_places(|| core.cold_reads.join());
+    leaves("reads from the disk", requests::fetch(&target(), 0, 1, 1 << 20));
+    drop(places);
+    let places = all_places(|| core.lookups.join());
+    calm.ask(node, vec![(produce(1_000).requests.remove(0), 9)]);
+    leaves("lookups by timestamp", requests::list_offsets(&calm.world, &target(), 1));
+    drop(places);
 }
 
 #[test]
