@@ -4,6 +4,7 @@
 //! The report holds the drain's throughput, and the tail's end-to-end latency during the drain.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -189,27 +190,35 @@ fn drain_beside_tail(
     Ok(Drained { outcome, tail_ns, drain })
 }
 
-/// Asks the kernel to drop all files below a directory from its page cache. Returns their size in bytes.
-fn drop_cached(dir: &Path) -> std::io::Result<u64> {
+/// Asks the kernel to drop all files below a directory from its page cache. Returns their size in bytes. The broker may
+/// remove files meanwhile.
+fn drop_cached(dir: &Path) -> io::Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let kind = entry.file_type()?;
-        if kind.is_dir() {
-            bytes += drop_cached(&entry.path())?;
-        } else if kind.is_file() {
-            let file = File::open(entry.path())?;
-            // The kernel drops only clean pages.
-            file.sync_data()?;
-            // SAFETY: the descriptor is open, and the call takes four numbers.
-            let status = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
-            if status != 0 {
-                return Err(std::io::Error::from_raw_os_error(status));
-            }
-            bytes += entry.metadata()?.len();
-        }
+        let dropped = match (kind.is_dir(), kind.is_file()) {
+            (true, _) => drop_cached(&entry.path()),
+            (_, true) => drop_file(&entry.path()),
+            _ => Ok(0),
+        };
+        bytes += match dropped {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            dropped => dropped?,
+        };
     }
     Ok(bytes)
+}
+
+fn drop_file(path: &Path) -> io::Result<u64> {
+    let file = File::open(path)?;
+    // The kernel drops only clean pages.
+    file.sync_data()?;
+    // SAFETY: the descriptor is open, and the call takes four numbers.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
+        0 => Ok(file.metadata()?.len()),
+        status => Err(io::Error::from_raw_os_error(status)),
+    }
 }
 
 #[cfg(test)]
