@@ -73,24 +73,24 @@ pub fn start(core: &Rc<Core>, lane: &Lane, request: ProduceRequest, version: i16
     let core = core.clone();
     // This needs its own task: the answer is not polled before those to earlier requests have left.
     runtime::spawn(async move {
-        place.first().await;
-        let mut work = Work::on(&core);
-        loop {
-            checking.decoder(&core).await;
-            work.give_way().await;
-            if promise.is_abandoned() {
-                return;
+        let answered = async {
+            place.first().await;
+            let mut work = Work::on(&core);
+            loop {
+                checking.decoder(&core).await;
+                work.give_way().await;
+                if checking.step(&core, &mut work.share) {
+                    break;
+                }
+                if checking.gathered >= BATCHES_A_TURN {
+                    checking.hand_over_part(&core);
+                }
             }
-            if checking.step(&core, &mut work.share) {
-                break;
-            }
-            if checking.gathered >= BATCHES_A_TURN {
-                checking.hand_over_part(&core);
-            }
-        }
-        let pending = checking.hand_over(&core, version);
-        drop(place);
-        if let Either::First(reply) = race(pending, promise.abandoned()).await {
+            let pending = checking.hand_over(&core, version);
+            drop(place);
+            pending.await
+        };
+        if let Either::First(reply) = race(answered, promise.abandoned()).await {
             promise.keep(reply);
         }
     });

@@ -550,6 +550,8 @@ fn what_waits_for_proof_of_leadership_ends_with_it() {
             (Err(refused), Some(read)),
             "it steps down: {steps_down}"
         );
+        // Both may be told in the same turn.
+        calm.pass(Duration::from_millis(1));
         assert_eq!(waiting(&core, "acknowledgements"), 0, "it steps down: {steps_down}");
         assert!(gone.iter().all(|begun| !begun.ended.get()), "it steps down: {steps_down}");
     }
