@@ -20,12 +20,13 @@
 //! Invariant: the manifest is replaced atomically, and only once everything that it names is durable.
 
 use crate::{
+    buf::{BLOCK, Chunk, block_ceil},
     checkpoint::{CHECKPOINT_FILE, Checkpoint, GroupState},
-    disk::{Disk, File, OpenMode},
+    disk::{Disk, Durability, File, OpenMode},
     errors::{AppendError, FlushError, Poisoned, is_full},
     record::Held,
     ring::{RingConfig, journal::slot_of},
-    segment::files::{read_file, remove_if_there, replace_file},
+    segment::files::{exchange_or_rename, read_file, remove_if_there, replace_file},
     store::{
         AppState, FlushHost, LogPos, OpenError, Store, StoreConfig, StoreDirs, checkpoint::settled_state, flush::round,
         reserve::RESERVE_FILE, state::State,
@@ -34,6 +35,7 @@ use crate::{
 use runtime::sync::{Either, race};
 use std::{
     future::pending,
+    io,
     path::{Path, PathBuf},
     pin::Pin,
     time::{SystemTime, UNIX_EPOCH},
@@ -44,6 +46,8 @@ use types::GroupId;
 pub const FORMAT_VERSION: u32 = 2;
 /// The file's name in the data directory.
 pub const MANIFEST_FILE: &str = "MANIFEST";
+/// The file that becomes the next manifest. Until then, it only keeps a block for it.
+const NEXT_FILE: &str = "MANIFEST.next";
 
 /// The identity and layout of a data directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,12 +110,10 @@ impl Manifest {
         }
         let path = data.join(MANIFEST_FILE);
         let text = self.render();
-        let parts = [text.as_slice()];
-        let write = || replace_file(disk, &path, &parts, async || ());
+        let write = || replace(disk, &path, &text);
         let mut written = write().await;
-        // A broker that was killed on a full disk must be able to start, or nobody can delete what fills it. A core
-        // that loses its reserve creates it again before its first flush, unless another program took the space
-        // meanwhile.
+        // The block may be missing, or the file system may write each block to a new place. A core that loses its
+        // reserve creates it again before its first flush, unless another program took the space meanwhile.
         for core in 0..self.cores {
             if !written.as_ref().is_err_and(is_full) {
                 break;
@@ -175,7 +177,50 @@ impl Manifest {
     }
 }
 
-fn named(path: &Path) -> impl Fn(std::io::Error) -> OpenError + '_ {
+/// Replaces the manifest atomically and durably.
+///
+/// A broker that was killed on a full disk must be able to start, or nobody can delete what fills it. So a second file
+/// keeps a block. The new manifest overwrites it, and exchanges the names.
+async fn replace<D: Disk>(disk: &D, path: &Path, text: &[u8]) -> io::Result<()> {
+    let next = path.with_file_name(NEXT_FILE);
+    let mut chunk = Chunk::new(block_ceil(text.len()));
+    chunk.push(text);
+    chunk.pad_to_block();
+    let data = chunk.frozen(0, chunk.len());
+    let bytes = data.len() as u64;
+    let file = open_or_create(disk, &next).await?;
+    file.write(0, data, Durability::Cached).await?;
+    if file.len().await? > bytes {
+        file.truncate(bytes).await?;
+    }
+    file.sync().await?;
+    drop(file);
+    exchange_or_rename(disk, &next, path).await?;
+    match lay_out(disk, &next).await {
+        // Another program may have taken what was free.
+        Err(error) if is_full(&error) => {}
+        laid_out => laid_out?,
+    }
+    disk.sync_dir(path.parent().expect("a file has a directory")).await
+}
+
+/// Ensures that the file has a block.
+async fn lay_out<D: Disk>(disk: &D, path: &Path) -> io::Result<()> {
+    let file = open_or_create(disk, path).await?;
+    match file.len().await? {
+        0 => file.write(0, Chunk::zeros(BLOCK).frozen(0, BLOCK), Durability::Cached).await,
+        _ => Ok(()),
+    }
+}
+
+async fn open_or_create<D: Disk>(disk: &D, path: &Path) -> io::Result<D::File> {
+    match disk.open(path, OpenMode::Write).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => disk.open(path, OpenMode::CreateNew).await,
+        opened => opened,
+    }
+}
+
+fn named(path: &Path) -> impl Fn(io::Error) -> OpenError + '_ {
     move |source| OpenError::of(path.display(), source)
 }
 

@@ -66,6 +66,13 @@ impl WalDisk for Disk {
         }
     }
 
+    async fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        match self {
+            Self::System(disk) => WalDisk::exchange(disk, one, other).await,
+            Self::Simulated(disk) => (**disk).exchange(one, other).await,
+        }
+    }
+
     async fn remove(&self, path: &Path) -> io::Result<()> {
         match self {
             Self::System(disk) => WalDisk::remove(disk, path).await,

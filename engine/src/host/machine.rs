@@ -53,6 +53,7 @@ pub trait AnyDisk {
     fn create_dir<'a>(&'a self, path: &'a Path) -> Later<'a, io::Result<()>>;
     fn list<'a>(&'a self, dir: &'a Path) -> Later<'a, io::Result<Vec<PathBuf>>>;
     fn rename<'a>(&'a self, from: &'a Path, to: &'a Path) -> Later<'a, io::Result<()>>;
+    fn exchange<'a>(&'a self, one: &'a Path, other: &'a Path) -> Later<'a, io::Result<()>>;
     fn remove<'a>(&'a self, path: &'a Path) -> Later<'a, io::Result<()>>;
     fn sync_dir<'a>(&'a self, dir: &'a Path) -> Later<'a, io::Result<()>>;
 }
@@ -84,6 +85,10 @@ impl<D: WalDisk> AnyDisk for D {
 
     fn rename<'a>(&'a self, from: &'a Path, to: &'a Path) -> Later<'a, io::Result<()>> {
         Box::pin(WalDisk::rename(self, from, to))
+    }
+
+    fn exchange<'a>(&'a self, one: &'a Path, other: &'a Path) -> Later<'a, io::Result<()>> {
+        Box::pin(WalDisk::exchange(self, one, other))
     }
 
     fn remove<'a>(&'a self, path: &'a Path) -> Later<'a, io::Result<()>> {

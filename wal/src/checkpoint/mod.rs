@@ -123,6 +123,11 @@ impl Checkpoint {
         to.finish(&self.removed, &self.garbage)
     }
 
+    /// How many bytes of a valid checkpoint's file belong to it.
+    pub(crate) fn len(file: &[u8]) -> u64 {
+        crate::segment::format::u64_at(file, 16)
+    }
+
     pub fn decode(from: &[u8]) -> Result<Self, DecodeError> {
         use crate::segment::format::{u32_at, u64_at};
         if from.len() < 24 || u32_at(from, 0) != CHECKPOINT_MAGIC {

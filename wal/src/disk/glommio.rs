@@ -4,7 +4,7 @@
 
 use crate::{
     buf::{BLOCK, Chunk, block_ceil},
-    disk::{Disk, Durability, File, OpenMode, modified_ms},
+    disk::{Disk, Durability, File, OpenMode, exchange, modified_ms},
 };
 use bytes::Bytes;
 use runtime::files::{self, Directory, DmaFile, GlommioError, OpenOptions};
@@ -57,6 +57,10 @@ impl Disk for GlommioDisk {
 
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         files::rename(from, to).await.map_err(io_error)
+    }
+
+    async fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        exchange(one, other)
     }
 
     async fn remove(&self, path: &Path) -> io::Result<()> {

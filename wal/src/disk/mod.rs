@@ -8,7 +8,7 @@
 //!
 //! - A completed write is durable once a later [`File::sync`] of that file has completed, or if it was a
 //!   [`Durability::Synced`] write.
-//! - A created, renamed or removed name is durable once [`Disk::sync_dir`] of its directory has completed.
+//! - A created, renamed, exchanged or removed name is durable once [`Disk::sync_dir`] of its directory has completed.
 //! - Until then a crash may keep any subset of the changes, down to single 512-byte sectors.
 
 pub mod glommio;
@@ -21,7 +21,9 @@ pub mod uring;
 
 use bytes::Bytes;
 use std::{
+    ffi::CString,
     io,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
 };
@@ -59,6 +61,8 @@ pub trait Disk: Clone + 'static {
     async fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>>;
     /// Renames `from` to `to` and replaces `to` atomically.
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Exchanges two files atomically. Some file systems cannot, and return EINVAL.
+    async fn exchange(&self, one: &Path, other: &Path) -> io::Result<()>;
     /// Removes a file, or an empty directory.
     async fn remove(&self, path: &Path) -> io::Result<()>;
     async fn sync_dir(&self, dir: &Path) -> io::Result<()>;
@@ -82,6 +86,16 @@ pub trait File: 'static {
     async fn len(&self) -> io::Result<u64>;
     /// When the file was last written, in ms since the epoch, by the file system's clock.
     async fn modified_ms(&self) -> io::Result<i64>;
+}
+
+/// For backends without this operation. It takes no longer than any other change of a directory.
+pub(crate) fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    let one = CString::new(one.as_os_str().as_bytes())?;
+    let other = CString::new(other.as_os_str().as_bytes())?;
+    // SAFETY: both are strings that end with a zero and live until the call returns.
+    let status =
+        unsafe { libc::renameat2(libc::AT_FDCWD, one.as_ptr(), libc::AT_FDCWD, other.as_ptr(), libc::RENAME_EXCHANGE) };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// For backends that use the system's files.

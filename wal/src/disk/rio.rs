@@ -8,7 +8,7 @@
 
 use crate::{
     buf::{BLOCK, Chunk, block_ceil},
-    disk::{Disk, Durability, File, OpenMode, modified_ms},
+    disk::{Disk, Durability, File, OpenMode, exchange, modified_ms},
 };
 use bytes::Bytes;
 use std::{
@@ -59,6 +59,10 @@ impl Disk for RioDisk {
 
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
+    }
+
+    async fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        exchange(one, other)
     }
 
     async fn remove(&self, path: &Path) -> io::Result<()> {

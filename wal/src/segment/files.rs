@@ -5,6 +5,7 @@
 
 use crate::{
     disk::{Disk, OpenMode},
+    errors::is_full,
     segment::{format::SegmentId, lru::Lru},
 };
 use std::{
@@ -108,15 +109,26 @@ pub async fn remove_if_there<D: Disk>(disk: &D, path: &Path) -> io::Result<bool>
 /// is written beside the old one, synced and renamed, and then the directory is synced. Awaits `between` after each
 /// piece except the last.
 pub async fn replace_file<D: Disk>(disk: &D, path: &Path, parts: &[&[u8]], between: impl AsyncFn()) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    remove_if_there(disk, &temporary).await?;
+    let written = write_new(disk, &temporary, parts, between).await;
+    if written.as_ref().is_err_and(is_full) {
+        // Others need what little space there is.
+        remove_if_there(disk, &temporary).await?;
+    }
+    written?;
+    disk.rename(&temporary, path).await?;
+    disk.sync_dir(path.parent().expect("a file has a directory")).await
+}
+
+/// Creates a file and makes its contents durable, but not its name.
+async fn write_new<D: Disk>(disk: &D, path: &Path, parts: &[&[u8]], between: impl AsyncFn()) -> io::Result<()> {
     use crate::{
         buf::{BLOCK, Chunk, block_ceil},
         disk::{Durability, File},
     };
     const PIECE: usize = 1 << 20;
-    let dir = path.parent().expect("a file has a directory");
-    let temporary = path.with_extension("tmp");
-    remove_if_there(disk, &temporary).await?;
-    let file = disk.open(&temporary, OpenMode::CreateNew).await?;
+    let file = disk.open(path, OpenMode::CreateNew).await?;
     let mut left: usize = parts.iter().map(|part| part.len()).sum();
     let mut parts = parts.iter().copied();
     let (mut part, mut position) = (&[][..], 0);
@@ -140,10 +152,19 @@ pub async fn replace_file<D: Disk>(disk: &D, path: &Path, parts: &[&[u8]], betwe
         }
     }
     const { assert!(PIECE.is_multiple_of(BLOCK)) };
-    file.sync().await?;
-    drop(file);
-    disk.rename(&temporary, path).await?;
-    disk.sync_dir(dir).await
+    file.sync().await
+}
+
+/// Lets a durable file take the place of another one, which gets the first one's name, so that its space is not lost to
+/// other programs for a moment. If the file system cannot exchange files, or there is no other one, the first is
+/// renamed. The directory is still to be synced.
+pub async fn exchange_or_rename<D: Disk>(disk: &D, from: &Path, to: &Path) -> io::Result<()> {
+    match disk.exchange(from, to).await {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::ENOENT)) => {
+            disk.rename(from, to).await
+        }
+        exchanged => exchanged,
+    }
 }
 
 /// Reads a whole file, including the padding of its last block. Returns `None` if it is missing.

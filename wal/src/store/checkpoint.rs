@@ -19,7 +19,7 @@
 //! Invariant: nothing is released or removed before a durable checkpoint makes it obsolete.
 
 use crate::{
-    buf::{BLOCK, Chunk},
+    buf::{BLOCK, Chunk, block_ceil},
     checkpoint::{CHECKPOINT_FILE, Encoder, Garbage, GroupState, RemovedGroup},
     disk::{Disk, Durability, File, OpenMode},
     errors::{FlushError, is_full, lacks_room},
@@ -51,8 +51,9 @@ pub(crate) async fn checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn Flush
     let path = shared.dirs.core.join(CHECKPOINT_FILE);
     let mut written = replace_file(&shared.disk, &path, &[&cut.bytes], async || shared.breathe().await).await;
     let no_room = written.as_ref().is_err_and(is_full);
-    if no_room && reserve::give(shared).await? {
-        written = replace_file(&shared.disk, &path, &[&cut.bytes], async || shared.breathe().await).await;
+    match no_room {
+        true => written = reserve::overwrite(shared, &path, &cut.bytes).await,
+        false => shared.checkpoint_file.set(block_ceil(cut.bytes.len()) as u64),
     }
     written.map_err(|error| FlushError::of(path.display(), error))?;
     shared.state.borrow_mut().number += 1;

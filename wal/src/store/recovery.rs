@@ -76,7 +76,7 @@ pub(crate) async fn open<D: Disk>(
     }
     let ring_config = RingConfig::from(&config);
     make_dirs(&disk, dirs).await?;
-    let (checkpoint, checkpoint_bytes) = load_checkpoint(&disk, dirs, epoch).await?;
+    let (checkpoint, checkpoint_bytes, checkpoint_file) = load_checkpoint(&disk, dirs, epoch).await?;
     let needs = checkpoint.needs_ring_from();
     let (journal, ring) = Journal::open_from(disk.clone(), &dirs.core, epoch, ring_config, needs).await?;
     let mut report = RecoveryReport {
@@ -97,7 +97,7 @@ pub(crate) async fn open<D: Disk>(
         )));
     }
     let (state, touched) = replay(&disk, dirs, &checkpoint, &config, ring.records).await?;
-    let besides = (checkpoint_bytes as u64).saturating_sub(state.carried_bytes);
+    let besides = checkpoint_bytes.saturating_sub(state.carried_bytes);
     let shared = Rc::new(Shared {
         files: Files::new(disk.clone(), dirs.logs.clone(), config.open_files_max),
         disk,
@@ -116,6 +116,7 @@ pub(crate) async fn open<D: Disk>(
         host: RefCell::new(None),
         besides: Cell::new(besides),
         reserved: Cell::new(0),
+        checkpoint_file: Cell::new(checkpoint_file),
         grows_after: Cell::new(0),
     });
     finish_truncations(&shared).await?;
@@ -181,15 +182,15 @@ pub(crate) async fn make_dirs<D: Disk>(disk: &D, dirs: &StoreDirs) -> Result<(),
     Ok(())
 }
 
-/// The core's checkpoint and its size in bytes. Empty if there is none yet.
-async fn load_checkpoint<D: Disk>(disk: &D, dirs: &StoreDirs, epoch: u64) -> Result<(Checkpoint, usize), OpenError> {
+/// The core's checkpoint, its size in bytes, and that of its file. Empty if there is none yet.
+async fn load_checkpoint<D: Disk>(disk: &D, dirs: &StoreDirs, epoch: u64) -> Result<(Checkpoint, u64, u64), OpenError> {
     let path = dirs.core.join(CHECKPOINT_FILE);
     let Some(bytes) = read_file(disk, &path).await.map_err(named(&path))? else {
-        return Ok((Checkpoint { epoch, ..Checkpoint::default() }, 0));
+        return Ok((Checkpoint { epoch, ..Checkpoint::default() }, 0, 0));
     };
     let what = path.display().to_string();
     match Checkpoint::decode(&bytes) {
-        Ok(checkpoint) if checkpoint.epoch == epoch => Ok((checkpoint, bytes.len())),
+        Ok(checkpoint) if checkpoint.epoch == epoch => Ok((checkpoint, Checkpoint::len(&bytes), bytes.len() as u64)),
         Ok(checkpoint) => Err(OpenError::Damaged(format!("{what} has epoch {}, expected {epoch}", checkpoint.epoch))),
         Err(DecodeError::Damaged(why)) => Err(OpenError::Damaged(format!("{what}: {why}"))),
         Err(DecodeError::Newer(found)) => {

@@ -15,7 +15,7 @@ use crate::{
     errors::is_full,
     record::LogMark as Mark,
     segment::{
-        files::{read_file, remove_if_there, replace_file},
+        files::{read_file, replace_file},
         format::{u32_at, u64_at},
     },
     store::{AppState, AppendError, LogPos, OpenError, SnapshotError, StoreDirs, state::Shared},
@@ -141,8 +141,6 @@ pub(crate) async fn stage<D: Disk>(
     };
     let what = path.display().to_string();
     if is_full(&source) {
-        // Frees the space of the unfinished file. Otherwise the next attempt removes it.
-        let _ = remove_if_there(&shared.disk, &path.with_extension("tmp")).await;
         return Err(SnapshotError::Full { what, source });
     }
     Err(shared.poison(format!("{what}: {source}")).into())

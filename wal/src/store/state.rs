@@ -51,6 +51,8 @@ pub(crate) struct Shared<D: Disk> {
     pub besides: Cell<u64>,
     /// Bytes of the file that reserves space for checkpoints, as far as known.
     pub reserved: Cell<u64>,
+    /// Bytes of the last checkpoint's file. More than the checkpoint's own if it was written over reserved space.
+    pub checkpoint_file: Cell<u64>,
     /// The number of the checkpoint from which on growing that file may be tried again.
     pub grows_after: Cell<u64>,
 }

@@ -7,7 +7,7 @@ use crate::{
     model::{Host, Model, Shared, app_of, append},
     verify::{only_segments, read_everything, recover},
 };
-use std::{cell::Cell, path::Path, pin::Pin, rc::Rc, task::Poll};
+use std::{cell::Cell, ffi::OsStr, path::Path, pin::Pin, rc::Rc, task::Poll};
 use types::{GroupId, RaftIndex};
 use wal::{
     disk::sim::{Fate, Kind, Op, SimDisk},
@@ -92,6 +92,11 @@ async fn settle(store: &Store<SimDisk>, model: &Shared) {
     }
 }
 
+/// A checkpoint is written to a new file, and over the one that keeps space for it if there is no room.
+fn is_checkpoint(op: &Op) -> bool {
+    op.path.ends_with("checkpoint.tmp") || op.path.ends_with("checkpoint.reserve")
+}
+
 /// The purpose of an operation, and how to recognise it.
 type FlushOp = (&'static str, fn(&Op) -> bool);
 
@@ -102,9 +107,9 @@ const FLUSH: &[FlushOp] = &[
     ("syncing a segment", |op| op.kind == Kind::Sync && op.path.starts_with("/data/logs")),
     ("syncing a group's directory", |op| op.kind == Kind::SyncDir && op.path.parent() == Some(Path::new("/data/logs"))),
     ("syncing the logs' directory", |op| op.kind == Kind::SyncDir && op.path == Path::new("/data/logs")),
-    ("writing a checkpoint", |op| op.kind == Kind::Write && op.path.ends_with("checkpoint.tmp")),
-    ("syncing a checkpoint", |op| op.kind == Kind::Sync && op.path.ends_with("checkpoint.tmp")),
-    ("renaming a checkpoint", |op| op.kind == Kind::Rename && op.path.ends_with("checkpoint.tmp")),
+    ("writing a checkpoint", |op| op.kind == Kind::Write && is_checkpoint(op)),
+    ("syncing a checkpoint", |op| op.kind == Kind::Sync && is_checkpoint(op)),
+    ("renaming a checkpoint", |op| op.kind == Kind::Rename && is_checkpoint(op)),
 ];
 
 #[test]
@@ -183,43 +188,75 @@ fn a_ring_that_a_full_disk_has_filled_is_flushed_after_a_restart() {
     assert!(store.stats().ring_used_bytes < config().ring_bytes / 2, "{:?}", store.stats());
 }
 
+/// Fills the disk: until a log's file is removed, nothing can be written but rings, and the space that is kept for a
+/// checkpoint.
+fn fill(disk: &SimDisk) {
+    let (freed, refused) = (Cell::new(false), Cell::new(false));
+    disk.fates(move |op| {
+        let is_ring = |part: &OsStr| part.as_encoded_bytes().starts_with(b"ring-");
+        // The file cannot grow. It can be overwritten, which only a checkpoint does that has found no room.
+        let is_kept = op.path.iter().any(is_ring) || op.path.ends_with("checkpoint.reserve") && refused.get();
+        match op.kind {
+            Kind::Remove if op.path.starts_with("/data/logs") => freed.set(true),
+            // Whatever else the broker gives up, other programs take.
+            Kind::Create | Kind::Write if !freed.get() && !is_kept => {
+                refused.set(refused.get() || op.path.ends_with("checkpoint.tmp"));
+                return Fate::Fail(libc_enospc());
+            }
+            _ => {}
+        }
+        Fate::Go
+    });
+}
+
+/// Wherever the broker dies meanwhile.
 #[test]
 fn what_is_removed_makes_room_on_a_disk_that_has_none() {
-    let disk = fresh_disk(7);
-    let (store, model) = filled(7, &disk);
-    // Only the removal frees space.
-    let host = Rc::new(Patient { host: Host(model.clone()), disk: disk.clone(), retries: 99, failures: Cell::new(0) });
-    let given_up = Rc::new(Cell::new(0));
-    run(7, &store, host.clone(), async {
-        settle(&store, &model).await;
-        flush(&store, &model).await;
-        let (given, freed, counted) = (Cell::new(false), Cell::new(false), given_up.clone());
-        disk.fates(move |op| {
-            let is_reserve = op.path.ends_with("checkpoint.reserve");
-            match op.kind {
-                Kind::Remove if is_reserve => {
-                    given.set(true);
-                    counted.set(counted.get() + 1);
-                }
-                Kind::Remove if op.path.starts_with("/data/logs") => freed.set(true),
-                Kind::Create if is_reserve => given.set(false),
-                Kind::Create | Kind::Write if !freed.get() => {
-                    let is_let = op.path.ends_with("checkpoint.tmp") && given.get();
-                    let is_ring =
-                        op.path.components().any(|part| part.as_os_str().as_encoded_bytes().starts_with(b"ring-"));
-                    return if is_let || is_ring { Fate::Go } else { Fate::Fail(libc_enospc()) };
-                }
-                _ => {}
-            }
-            Fate::Go
+    for stop_after in 1.. {
+        let disk = fresh_disk(7);
+        let (store, model) = filled(7, &disk);
+        // Only the removal frees space.
+        let patient = |disk: &SimDisk| {
+            let (host, disk, failures) = (Host(model.clone()), disk.clone(), Cell::new(0));
+            Rc::new(Patient { host, disk, retries: 99, failures })
+        };
+        run(7, &store, patient(&disk), async {
+            settle(&store, &model).await;
+            flush(&store, &model).await;
         });
-        store.remove_group(GROUP).expect("it is noted in the ring");
-        model.borrow_mut().groups.get_mut(&GROUP).expect("it is there").removed = true;
-        store.flush_now().await.expect("there is room for it");
-        assert!(store.segment_files(GROUP).is_empty());
-    });
-    assert_eq!((given_up.get(), store.poisoned()), (1, None));
-    store.check();
+        fill(&disk);
+        disk.stop_after(stop_after);
+        run(8, &store, patient(&disk), async {
+            store.remove_group(GROUP).expect("it is noted in the ring");
+            model.borrow_mut().groups.get_mut(&GROUP).expect("it is there").removed = true;
+            let dies = async {
+                while !disk.stopped() {
+                    pause().await;
+                }
+            };
+            either(async { store.flush_now().await.expect("there is room for it") }, dies).await;
+        });
+        if !disk.stopped() {
+            assert!(stop_after > 5 && store.segment_files(GROUP).is_empty());
+            assert_eq!(store.poisoned(), None);
+            store.check();
+            return;
+        }
+        let durable = store.durable();
+        drop(store);
+        let disk = disk.crash();
+        fill(&disk);
+        let store = recover(&disk, &model, durable, false).expect("recovered");
+        run(9, &store, patient(&disk), async {
+            if store.groups().contains(&GROUP) {
+                store.remove_group(GROUP).expect("it is noted in the ring");
+            }
+            store.flush_now().await.expect("there is room for it");
+        });
+        assert!(store.segment_files(GROUP).is_empty(), "died after {stop_after} operations");
+        assert_eq!(store.poisoned(), None);
+        store.check();
+    }
 }
 
 /// What recovery changes on a disk that holds the files of a removed group.

@@ -84,7 +84,7 @@ const STORE: &[Site] = &[
 /// The additional syncs of setting up a data directory and of changing the number of cores.
 const CORES: &[Site] = &[
     Site { name: "data directory's parent", is: |op, _| op.kind == Kind::SyncDir && op.path == Path::new("/") },
-    Site { name: "manifest file", is: |op, _| op.kind == Kind::Sync && ends(op, "MANIFEST.tmp") },
+    Site { name: "manifest file", is: |op, _| op.kind == Kind::Sync && ends(op, "MANIFEST.next") },
     Site {
         name: "manifest's directory",
         is: |op, _| op.kind == Kind::SyncDir && op.path == Path::new("/data") && named(op, "MANIFEST"),

@@ -141,6 +141,23 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    async fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        match submit(&self.0, Kind::Rename, one).await {
+            Fate::Fail(code) => return Err(os(code)),
+            Fate::Skip => return Ok(()),
+            Fate::Go | Fate::Short => {}
+        }
+        let version = {
+            let mut world = self.0.borrow_mut();
+            let nodes = [one, other].map(|path| world.live.get(path).copied());
+            let [Some(first), Some(second)] = nodes else { return Err(os(libc::ENOENT)) };
+            world.change(vec![(one.to_path_buf(), Some(second)), (other.to_path_buf(), Some(first))])
+        };
+        complete(&self.0).await;
+        self.0.borrow_mut().under_way.remove(&version);
+        Ok(())
+    }
+
     async fn remove(&self, path: &Path) -> io::Result<()> {
         match submit(&self.0, Kind::Remove, path).await {
             Fate::Fail(code) => return Err(os(code)),

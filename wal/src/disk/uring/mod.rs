@@ -350,6 +350,13 @@ impl Disk for UringDisk {
         self.0.run((entry, None), Held::Paths(from, to)).await.0.map(drop)
     }
 
+    async fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        let (one, other) = (c_path(one)?, c_path(other)?);
+        let cwd = types::Fd(libc::AT_FDCWD);
+        let entry = opcode::RenameAt::new(cwd, one.as_ptr(), cwd, other.as_ptr()).flags(libc::RENAME_EXCHANGE).build();
+        self.0.run((entry, None), Held::Paths(one, other)).await.0.map(drop)
+    }
+
     async fn remove(&self, path: &Path) -> io::Result<()> {
         let cwd = types::Fd(libc::AT_FDCWD);
         let unlink = |flags| move |path| opcode::UnlinkAt::new(cwd, path).flags(flags).build();
