@@ -24,8 +24,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The file's least length. Otherwise the file is twice as long as a checkpoint without carried batches, plus the
-/// carried batches once. It grows when it is shorter than 4/3 of such a checkpoint plus the carried batches.
+/// The file's least length. Otherwise the file has twice the length of a checkpoint without carried batches, plus the
+/// carried batches once, or more if the last checkpoint is short. It grows when it is shorter than 4/3 of such a
+/// checkpoint plus the carried batches.
 const BYTES_MIN: u64 = 256 << 10;
 const PIECE: u64 = 64 << 10;
 /// The approximate size of a group in a checkpoint, without its entries, for stores that have not written one yet.
@@ -107,9 +108,11 @@ async fn cut_slack<D: Disk>(shared: &Shared<D>, checkpoint: &Path, bytes: u64) -
 
 /// The length that the file should have for a checkpoint with `carried` bytes of batches, or `None` if it suffices.
 fn missing<D: Disk>(shared: &Shared<D>, carried: u64) -> Option<u64> {
-    let besides = shared.besides.get();
-    let is_enough = shared.reserved.get() >= BYTES_MIN.max(besides * 4 / 3 + carried);
-    (!is_enough).then(|| (2 * besides + carried).max(BYTES_MIN).next_multiple_of(PIECE))
+    let (reserved, checkpoint, besides) = (shared.reserved.get(), shared.checkpoint_file.get(), shared.besides.get());
+    // The next checkpoint must fit, and so must the one after it, see [`room`].
+    let wanted = |bytes: u64| bytes.max((2 * bytes).saturating_sub(checkpoint)).max(BYTES_MIN);
+    let is_enough = reserved >= wanted(besides * 4 / 3 + carried);
+    (!is_enough).then(|| wanted(2 * besides + carried).next_multiple_of(PIECE))
 }
 
 /// Ensures enough space for the next checkpoint, if the disk has room for it.
