@@ -257,17 +257,17 @@ impl Cluster {
         let away = world.draw(away);
         let fault = world.number(..if deadly { 40 } else { 100 });
         match fault {
-            0..22 => {
+            0..18 => {
                 if self.take_down(world, &node, away, |node, world| node.kill(world)) {
                     self.summary.borrow_mut().killed += 1;
                 }
             }
-            22..40 => {
+            18..34 => {
                 if self.take_down(world, &node, away, |node, world| node.lose_power(world)) {
                     self.summary.borrow_mut().power_lost += 1;
                 }
             }
-            40..44 => {
+            34..38 => {
                 for node in self.nodes.clone() {
                     let away = world.draw(ms(10)..ms(2_000));
                     if self.take_down(world, &node, away, |node, world| node.lose_power(world)) {
@@ -275,7 +275,7 @@ impl Cluster {
                     }
                 }
             }
-            44..50 => {
+            38..50 => {
                 if node.serves() && !world.is_stopped(node.process) {
                     self.summary.borrow_mut().stopped += 1;
                     self.stop_and_start(world, node);

@@ -46,8 +46,13 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 fn found(bug: Bug) {
+    found_on(None, bug);
+}
+
+/// `cores`: of each broker, if not drawn.
+fn found_on(cores: Option<u8>, bug: Bug) {
     let seeds = PLANTED_FROM..PLANTED_FROM + PLANTED_SEEDS;
-    let violation = seeds.clone().find_map(|seed| Some((seed, run_caught(seed, None, Some(bug)).err()?)));
+    let violation = seeds.clone().find_map(|seed| Some((seed, run_caught(seed, cores, Some(bug)).err()?)));
     let (seed, violation) = violation.unwrap_or_else(|| panic!("{bug:?} is not seen by seeds {seeds:?}"));
     println!("{bug:?} is seen by seed {seed}: {violation}");
 }
@@ -99,7 +104,8 @@ fn messages_between_cores_that_change_places_are_seen() {
 
 #[test]
 fn a_core_that_is_asked_after_it_has_drained_is_seen() {
-    found(Bug::MeshDeliveredAfterDrain);
+    // Brokers of one core cannot show it.
+    found_on(Some(2), Bug::MeshDeliveredAfterDrain);
 }
 
 #[test]
