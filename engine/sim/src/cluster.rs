@@ -5,10 +5,11 @@
 //! any more.
 
 use super::{
-    clients::Target,
-    exec::{self, OUTSIDE, ProcessId, Running, World},
+    exec::{self, OUTSIDE, ProcessId, World},
     ledger::{Ledger, Violation, expect},
+    net::net,
     node::{Ailment, Founding, Node},
+    running::Running,
     summary::Summary,
 };
 use engine::{handlers::Client, partition::Partition};
@@ -36,6 +37,16 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
+}
+
+/// One partition, as clients name it.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(super) topic: String,
+    pub(super) partition: i32,
+    pub(super) group: GroupId,
+    /// Its records come from the producers of `clients`.
+    pub(super) is_for_clients: bool,
 }
 
 pub(super) struct Cluster {
@@ -80,7 +91,7 @@ impl Cluster {
         let count = [3, 3, 3, 3, 3, 3, 4, 4, 4, 5][world.place(10)];
         let nodes: Vec<i32> = (1..=count).collect();
         let founding = Founding::of(nodes.clone());
-        world.net.latency_max.set(world.draw(ms(1)..ms(15)));
+        net().latency_max.set(world.draw(ms(1)..ms(15)));
         // Small enough for faults to fill the rings.
         let ring_bytes = [512 << 10, 1 << 20][world.place(2)];
         let drawn = [1, 1, 2, 4][world.place(4)];
@@ -299,12 +310,12 @@ impl Cluster {
                 let all = world.chance(0.5);
                 for there in self.nodes.iter().map(|node| node.id).filter(|id| *id != node.id && (all || *id == other))
                 {
-                    world.net.cut(node.id, there);
+                    net().cut(node.id, there);
                     if !one_way {
-                        world.net.cut(there, node.id);
+                        net().cut(there, node.id);
                     }
                 }
-                world.after(away, || exec::world().net.heal());
+                world.after(away, || net().heal());
             }
             84..90 => {
                 self.summary.borrow_mut().disks_ailed += 1;
@@ -401,7 +412,7 @@ impl Cluster {
         let up: Vec<i32> = self.nodes.iter().filter(is_up).map(|node| node.id).collect();
         let others = |id: i32| self.nodes.iter().map(|node| node.id).filter(move |other| *other != id);
         let is_reached =
-            |id: &i32| others(*id).all(|other| !world.net.is_cut(*id, other) && !world.net.is_cut(other, *id));
+            |id: &i32| others(*id).all(|other| !net().is_cut(*id, other) && !net().is_cut(other, *id));
         let healthy = |id: &i32| {
             let node = self.nodes.iter().find(|node| node.id == *id).expect("it is one of them");
             let Ailment { slow, stalls_until, full, broken } = node.ailment();
@@ -477,7 +488,7 @@ impl Cluster {
     /// Ends all faults, and waits until all replicas have everything.
     fn heal(self: &Rc<Self>, world: &Rc<World>) -> Result<(), Violation> {
         self.over.set(true);
-        world.net.heal();
+        net().heal();
         for node in &self.nodes {
             world.stop(node.process, false);
             node.ail(Ailment::default());
@@ -496,7 +507,7 @@ impl Cluster {
             let is_up = |node: &Rc<Node>| node.serves() && !node.stopping.get();
             let is_whole = || self.nodes.iter().all(is_up) && self.all_have_everything();
             self.go_on(world, ms(2_000), is_whole)?;
-            world.net.heal();
+            net().heal();
             if is_whole() {
                 return Ok(());
             }

@@ -6,8 +6,10 @@
 
 use super::{
     allocations,
-    exec::{self, Running, World},
+    exec::{self, World},
+    net::net,
     node::{self, Founding, Node},
+    running::Running,
 };
 use bytes::Bytes;
 use engine::handlers::{self, Reply};
@@ -293,11 +295,11 @@ fn a_payload_is_copied_into_the_ring_once_and_sent_and_served_from_there() {
         let calm = Calm::new(seed, 3);
         let leader = calm.leader();
         calm.nodes.iter().for_each(|node| drop(node.disk().writes()));
-        *calm.world.net.sent.borrow_mut() = Some(Vec::new());
+        *net().sent.borrow_mut() = Some(Vec::new());
         let produced = batch(PAYLOAD);
         assert_stored(&calm.ask(leader, vec![produce(0..1, &produced)]));
         calm.pass(Duration::from_secs(1));
-        let sent = calm.world.net.sent.take().expect("it was recorded");
+        let sent = net().sent.take().expect("it was recorded");
         let of_batch: Vec<&Bytes> = sent.iter().flatten().filter(|part| part.len() >= PAYLOAD).collect();
         let served = fetch(&calm, leader);
         let written = ring_write(leader, PAYLOAD);

@@ -1,16 +1,8 @@
 //! One thread, virtual time, and processes whose tasks run in an order that the seed decides.
 //!
-//! A broker uses its runtime only through [`runtime`], which call this module while a simulation
-//! runs. A task belongs to the process that spawned it. Process 0 is the outside world, which neither stops nor ends.
+//! A task belongs to the process that spawned it. Process 0 is the outside world, which neither stops nor ends.
 
-use super::net;
-use ::net::peer::auth::Handshake;
-use engine::host::machine::{self, AnyDisk, Connected, Machine};
-use runtime::{
-    backend::{self, Backend, Later, LocalTask, QueueEnd},
-    planted::{Bug, plant},
-    timer::Timers,
-};
+use runtime::{backend::LocalTask, timer::Timers};
 use slab::Slab;
 use std::{
     cell::{Cell, RefCell},
@@ -77,7 +69,6 @@ pub(super) struct World {
     woken: Arc<Woken>,
     events: RefCell<BTreeMap<(Duration, u64), Event>>,
     next_event: Cell<u64>,
-    pub(super) net: super::net::Net,
 }
 
 thread_local! {
@@ -88,78 +79,35 @@ pub(super) fn world() -> Rc<World> {
     WORLD.with_borrow(|world| world.clone().expect("a simulation runs"))
 }
 
-/// The broker's code runs on this.
-impl Backend for World {
-    fn now(&self) -> Duration {
-        self.clock(self.current.get())
-    }
-
-    fn spawn(&self, task: LocalTask) {
-        self.spawn_boxed(self.current.get(), task);
-    }
-
-    fn queue(&self, capacity: usize) -> (Box<dyn QueueEnd>, Box<dyn QueueEnd>) {
-        super::queue::pair(capacity)
-    }
-}
-
 /// The current process, and the virtual time since the beginning.
 pub(super) fn present() -> Option<(ProcessId, Duration)> {
     let present = |world: &Rc<World>| (world.current.get(), world.time.get() - BEGINNING);
     WORLD.with_borrow(|world| world.as_ref().map(present))
 }
 
-impl Machine for World {
-    fn disk(&self) -> Rc<dyn AnyDisk> {
-        let processes = self.processes.borrow();
-        Rc::new(processes[self.current.get()].disk.clone().expect("the process was given a disk"))
-    }
-
-    fn connect(&self, address: String, from: i32, handshake: Handshake) -> Later<'_, Connected> {
-        Box::pin(net::connect(address, from, handshake))
-    }
+/// Makes a world the one that runs, with its outside as process 0.
+pub(super) fn install(seed: u64) -> Rc<World> {
+    let world = Rc::new(World {
+        rng: RefCell::new(fastrand::Rng::with_seed(seed)),
+        time: Cell::new(BEGINNING),
+        current: Cell::new(OUTSIDE),
+        processes: RefCell::default(),
+        tasks: RefCell::default(),
+        woken: Arc::default(),
+        events: RefCell::default(),
+        next_event: Cell::new(0),
+    });
+    WORLD.with_borrow_mut(|running| {
+        assert!(running.replace(world.clone()).is_none(), "a thread runs one simulation at a time");
+    });
+    assert_eq!(world.add_process(), OUTSIDE);
+    world
 }
 
-/// Ends the simulation when it is dropped, also after a panic.
-pub(super) struct Running(Rc<World>);
-
-impl Running {
-    pub(super) fn begin(seed: u64, bug: Option<Bug>) -> Self {
-        fastrand::seed(seed ^ 0x5EED);
-        let world = Rc::new(World {
-            rng: RefCell::new(fastrand::Rng::with_seed(seed)),
-            time: Cell::new(BEGINNING),
-            current: Cell::new(OUTSIDE),
-            processes: RefCell::default(),
-            tasks: RefCell::default(),
-            woken: Arc::default(),
-            events: RefCell::default(),
-            next_event: Cell::new(0),
-            net: super::net::Net::default(),
-        });
-        WORLD.with_borrow_mut(|running| {
-            assert!(running.replace(world.clone()).is_none(), "a thread runs one simulation at a time");
-        });
-        backend::install(Some(world.clone()));
-        machine::install(Some(world.clone()));
-        plant(bug);
-        assert_eq!(world.add_process(), OUTSIDE);
-        Self(world)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let processes = self.0.processes.borrow().len();
-        (0..processes).for_each(|process| self.0.end(process));
-        self.0.events.take();
-        self.0.net.clear();
-        Rc::<Timers>::default().install();
-        plant(None);
-        machine::install(None);
-        backend::install(None);
-        WORLD.take();
-    }
+/// Lets the thread run another world.
+pub(super) fn remove() {
+    Rc::<Timers>::default().install();
+    WORLD.take();
 }
 
 impl World {
@@ -174,8 +122,15 @@ impl World {
         self.time.get()
     }
 
-    fn clock(&self, process: ProcessId) -> Duration {
-        self.time.get() + self.processes.borrow()[process].ahead
+    /// The time that the current process's clock shows.
+    pub(super) fn now(&self) -> Duration {
+        self.time.get() + self.processes.borrow()[self.current.get()].ahead
+    }
+
+    /// The disk of the current process.
+    pub(super) fn disk(&self) -> SimDisk {
+        let processes = self.processes.borrow();
+        processes[self.current.get()].disk.clone().expect("the process was given a disk")
     }
 
     pub(super) fn give_disk(&self, process: ProcessId, disk: SimDisk) {
@@ -184,6 +139,11 @@ impl World {
 
     pub(super) fn spawn(&self, process: ProcessId, future: impl Future<Output = ()> + 'static) {
         self.spawn_boxed(process, Box::pin(future));
+    }
+
+    /// Spawns a task of the current process.
+    pub(super) fn spawn_here(&self, task: LocalTask) {
+        self.spawn_boxed(self.current.get(), task);
     }
 
     fn spawn_boxed(&self, process: ProcessId, future: LocalTask) {
@@ -251,6 +211,13 @@ impl World {
         let mut processes = self.processes.borrow_mut();
         processes[process].ready.clear();
         processes[process].stopped = false;
+    }
+
+    /// Ends all processes, and the outside world.
+    pub(super) fn end_all(&self) {
+        let processes = self.processes.borrow().len();
+        (0..processes).for_each(|process| self.end(process));
+        self.events.take();
     }
 
     /// Runs a closure as a part of a process.

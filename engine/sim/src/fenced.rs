@@ -1,6 +1,6 @@
 //! The answers that a broker may still give after it was cut off and before it has noticed.
 
-use super::{clients::text, counts::Calm, node::Node};
+use super::{clients::text, counts::Calm, net::net, node::Node};
 use net::{
     codec::{request::Request, response::Response},
     messages::{
@@ -50,8 +50,8 @@ fn offsets_are_not_fetched_from_a_coordinator_that_was_cut_off() {
         assert_committed(&calm.ask(former, vec![commit(1)]));
         let others: Vec<&Rc<Node>> = calm.nodes.iter().filter(|node| node.id != former.id).collect();
         for other in &others {
-            calm.world.net.cut(former.id, other.id);
-            calm.world.net.cut(other.id, former.id);
+            net().cut(former.id, other.id);
+            net().cut(other.id, former.id);
         }
         let next = loop {
             calm.pass(Duration::from_millis(5));

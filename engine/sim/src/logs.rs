@@ -1,8 +1,7 @@
 //! The logs at the end: all replicas have the same log, and it is the one that clients know.
 
 use super::{
-    clients::Target,
-    cluster::Cluster,
+    cluster::{Cluster, Target},
     exec,
     ledger::{Value, Violation, expect},
 };

@@ -4,7 +4,8 @@
 //! | module | contents |
 //! |---|---|
 //! | `options`, `seeds` | the command line; running many seeds, with progress |
-//! | `exec` | virtual time; processes and their tasks: the backend of [`runtime`] |
+//! | `exec` | virtual time; processes and their tasks |
+//! | `running` | a simulation that runs: the backend of [`runtime`], and the machine of `engine::host` |
 //! | `net` | connections between brokers: late, stalled, broken |
 //! | `queue` | queues between the cores of a broker: late |
 //! | `node` | one broker: start, stop, kill, power cut, lost disk |
@@ -51,6 +52,7 @@ mod options;
 #[cfg(test)]
 mod producing;
 mod queue;
+mod running;
 mod seeds;
 #[cfg(test)]
 mod stopped;

@@ -4,10 +4,7 @@
 //! and nobody gets an error: messages wait until the cut has healed, or until the connection has been silent for too
 //! long.
 
-use super::{
-    exec::{World, world},
-    node::Node,
-};
+use super::exec::{self, ProcessId, World, world};
 use ::net::peer::{
     Kind, Lane, PeerError, PeerFrame,
     auth::{Handshake, Secret, Step},
@@ -15,6 +12,7 @@ use ::net::peer::{
 use bytes::{Bytes, BytesMut};
 use consensus::wire;
 use engine::{
+    core::Core,
     host::machine::{Connected, PeerConnection},
     liveness::GroupHost,
 };
@@ -45,10 +43,34 @@ pub(super) fn address(node: i32) -> String {
     format!("127.0.0.1:{}", i32::from(PORT) + node)
 }
 
+/// A broker that accepts connections.
+pub(super) trait Listener {
+    fn id(&self) -> i32;
+    fn process(&self) -> ProcessId;
+    /// The broker's first core.
+    fn first(&self) -> Rc<Core>;
+    /// The core that serves connections from another broker's core with this number.
+    fn core_for(&self, theirs: usize) -> Later<'_, Rc<Core>>;
+}
+
+thread_local! {
+    static NET: RefCell<Rc<Net>> = RefCell::default();
+}
+
+/// The network of the simulation that runs.
+pub(super) fn net() -> Rc<Net> {
+    NET.with_borrow(Rc::clone)
+}
+
+/// Ends the network of a simulation that has ended.
+pub(super) fn remove() {
+    NET.take();
+}
+
 #[derive(Default)]
 pub(super) struct Net {
     /// Brokers that accept connections.
-    listening: RefCell<BTreeMap<i32, Rc<Node>>>,
+    listening: RefCell<BTreeMap<i32, Rc<dyn Listener>>>,
     /// Pairs of nodes between which nothing passes, in this direction: from, to.
     cuts: RefCell<BTreeSet<(i32, i32)>>,
     open: RefCell<Vec<Rc<Connection>>>,
@@ -89,7 +111,7 @@ impl Connection {
                 return self.carried.set(false);
             };
             let now = world.time();
-            if world.net.is_cut(self.from, self.to) {
+            if net().is_cut(self.from, self.to) {
                 let since = self.stalled_since.get().unwrap_or(now);
                 self.stalled_since.set(Some(since));
                 if now - since > SILENCE_MAX {
@@ -111,18 +133,13 @@ impl Connection {
 
     fn carry_in(self: &Rc<Self>, world: &World, wait: Duration) {
         let connection = self.clone();
-        world.after(wait, move || connection.carry(&super::exec::world()));
+        world.after(wait, move || connection.carry(&exec::world()));
     }
 }
 
 impl Net {
-    pub(super) fn clear(&self) {
-        self.listening.take();
-        self.open.take();
-    }
-
-    pub(super) fn listen(&self, node: Rc<Node>) {
-        self.listening.borrow_mut().insert(node.id, node);
+    pub(super) fn listen(&self, broker: Rc<dyn Listener>) {
+        self.listening.borrow_mut().insert(broker.id(), broker);
     }
 
     pub(super) fn cut(&self, from: i32, to: i32) {
@@ -180,13 +197,13 @@ impl Drop for Outgoing {
 pub(super) async fn connect(address: String, from: i32, handshake: Handshake) -> Connected {
     let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
     let to = i32::from(port.expect("an address has a port")) - i32::from(PORT);
-    let world = world();
-    if world.net.is_cut(from, to) || world.net.is_cut(to, from) {
+    let (world, net) = (world(), net());
+    if net.is_cut(from, to) || net.is_cut(to, from) {
         std::future::pending::<()>().await;
     }
-    let latency = world.net.latency(&world);
+    let latency = net.latency(&world);
     rt::sleep(latency).await;
-    let listening = world.net.listening.borrow().get(&to).cloned();
+    let listening = net.listening.borrow().get(&to).cloned();
     let listening = listening.ok_or(io::Error::from(io::ErrorKind::ConnectionRefused))?;
     let connection = Rc::new(Connection {
         from,
@@ -200,11 +217,11 @@ pub(super) async fn connect(address: String, from: i32, handshake: Handshake) ->
         closed: Cell::new(false),
         changed: Notify::default(),
     });
-    world.net.open.borrow_mut().retain(|open| !open.closed.get());
-    world.net.open.borrow_mut().push(connection.clone());
+    net.open.borrow_mut().retain(|open| !open.closed.get());
+    net.open.borrow_mut().push(connection.clone());
     let outgoing = Outgoing { connection: connection.clone(), queued: Vec::new() };
     let (met, meeting) = promise();
-    world.spawn(listening.process, take_in(listening.clone(), handshake, connection, met));
+    world.spawn(listening.process(), take_in(listening.clone(), handshake, connection, met));
     let there = meeting.await.ok_or(io::Error::from(io::ErrorKind::ConnectionReset))??;
     rt::sleep(latency).await;
     Ok((Box::new(outgoing), there))
@@ -212,7 +229,7 @@ pub(super) async fn connect(address: String, from: i32, handshake: Handshake) ->
 
 impl PeerConnection for Outgoing {
     fn push(&mut self, kind: Kind, lane: Lane, parts: Vec<Bytes>) {
-        if let Some(sent) = &mut *world().net.sent.borrow_mut() {
+        if let Some(sent) = &mut *net().sent.borrow_mut() {
             sent.push(parts.clone());
         }
         let mut bytes = BytesMut::new();
@@ -226,7 +243,7 @@ impl PeerConnection for Outgoing {
             let connection = &self.connection;
             for frame in self.queued.drain(..) {
                 let last = connection.transit.borrow().back().map_or(Duration::ZERO, |(due, _)| *due);
-                let due = last.max(world.time() + world.net.latency(&world));
+                let due = last.max(world.time() + net().latency(&world));
                 connection.transit_bytes.set(connection.transit_bytes.get() + frame.bytes.len());
                 connection.transit.borrow_mut().push_back((due, frame));
             }
@@ -275,12 +292,12 @@ pub(super) fn secret() -> Option<Secret> {
 
 /// The accepting side: performs the handshake, then receives messages.
 async fn take_in(
-    listening: Rc<Node>,
+    listening: Rc<dyn Listener>,
     caller: Handshake,
     connection: Rc<Connection>,
     met: Promise<Result<Bytes, PeerError>>,
 ) {
-    let first = listening.core().expect("a broker listens once its first core has begun");
+    let first = listening.first();
     let (theirs, ours) = match shake_hands(caller, first.peers().answering()) {
         Ok(hellos) => hellos,
         Err(error) => return met.keep(Err(error)),

@@ -3,8 +3,8 @@
 
 use super::{
     allocations,
-    clients::group::SESSION,
     exec::{self, ProcessId, World},
+    net::{self, Listener, net},
 };
 use engine::{
     broker::{self, About},
@@ -19,7 +19,7 @@ use engine::{
     metrics::{CoreMetrics, Metrics},
     start_error::StartError,
 };
-use runtime::{self as rt, sync::Notify};
+use runtime::{self as rt, backend::Later, sync::Notify};
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
@@ -41,6 +41,8 @@ const DATA: &str = "/data";
 const MEMORY: u64 = 4 << 20;
 /// The memory budget, unless a test sets another. Partitions and producers have shares of it.
 pub(super) const BUDGET: u64 = 64 << 20;
+/// The coordinator removes a member of a consumer group that is silent for this time.
+pub(super) const SESSION: Duration = Duration::from_millis(1_500);
 
 /// The founders of a cluster, and their peer ids.
 pub(super) struct Founding {
@@ -119,6 +121,33 @@ fn new_disk(world: &World) -> SimDisk {
     SimDisk::new(world.number(..))
 }
 
+impl Listener for Node {
+    fn id(&self) -> i32 {
+        self.id
+    }
+
+    fn process(&self) -> ProcessId {
+        self.process
+    }
+
+    fn first(&self) -> Rc<Core> {
+        self.core().expect("a broker listens once its first core has begun")
+    }
+
+    /// It may have to start first.
+    fn core_for(&self, theirs: usize) -> Later<'_, Rc<Core>> {
+        Box::pin(async move {
+            loop {
+                let seen = self.opened.version();
+                if let Some(core) = self.cores.borrow().get(&(theirs % self.count.get())) {
+                    return core.clone();
+                }
+                self.opened.past(seen).await;
+            }
+        })
+    }
+}
+
 impl Node {
     /// `ring_bytes`: of each core. `count_max`: the most cores; each start draws their number.
     pub(super) fn new(world: &World, id: i32, founding: Rc<Founding>, ring_bytes: u64, count_max: usize) -> Rc<Self> {
@@ -173,17 +202,6 @@ impl Node {
         self.cores.borrow().get(&core_of(group, self.count.get()).0).cloned()
     }
 
-    /// The core that takes connections from this core of another broker. It may have to start first.
-    pub(super) async fn core_for(&self, theirs: usize) -> Rc<Core> {
-        loop {
-            let seen = self.opened.version();
-            if let Some(core) = self.cores.borrow().get(&(theirs % self.count.get())) {
-                return core.clone();
-            }
-            self.opened.past(seen).await;
-        }
-    }
-
     #[cfg(test)]
     pub(super) fn disk(&self) -> SimDisk {
         self.disk.borrow().clone()
@@ -195,13 +213,13 @@ impl Node {
     }
 
     fn config(&self) -> Config {
-        let seeds = self.founding.nodes.iter().map(|node| format!("{node}@{}", super::net::address(*node)));
+        let seeds = self.founding.nodes.iter().map(|node| format!("{node}@{}", net::address(*node)));
         let mut config = Config::default();
         config.node_id = self.id;
         config.data_dir = DATA.into();
         config.seeds = Some(seeds.collect::<Vec<_>>().join(",").parse().expect("these are seeds"));
         config.kafka_addr = format!("127.0.0.1:{}", 9091 + self.id).parse().expect("this is an address");
-        config.peer_addr = super::net::address(self.id).parse().expect("this is an address");
+        config.peer_addr = net::address(self.id).parse().expect("this is an address");
         // The largest batch that fits rings of this size. Their segments are eighths of the ring.
         config.wal_ring_bytes = self.ring_bytes * self.count.get() as u64;
         config.message_max_bytes = config.message_max_bytes.min((self.ring_bytes / 8) as usize - (16 << 10));
@@ -283,7 +301,7 @@ impl Node {
         let about = Rc::new(About::new(
             &manifest,
             config.clone(),
-            super::net::secret(),
+            net::secret(),
             config.kafka_addr,
             config.peer_addr,
             Lasting::of(self.budget.get(), count),
@@ -315,7 +333,7 @@ impl Node {
         self.opened.notify();
         if number == 0 {
             let node = self.clone();
-            let accept = async move { exec::world().net.listen(node) };
+            let accept = async move { net().listen(node) };
             meta::start(&core, accept, &Members::default()).await?;
         }
         if core.until_serving().await {
@@ -367,7 +385,7 @@ impl Node {
         self.serving.set(0);
         self.stopping.set(false);
         self.disk.borrow().stop();
-        world.net.end(world, self.id, silently);
+        net().end(world, self.id, silently);
         let cores = self.cores.take();
         self.ring_full.update(|count| count + cores.values().map(|core| ring_full(core)).sum::<u64>());
         self.late_asks.update(|count| count + cores.values().map(|core| core.mesh().stats().late.get()).sum::<u64>());

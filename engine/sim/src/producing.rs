@@ -3,6 +3,7 @@
 
 use super::{
     counts::{Calm, TOPIC, batch, produce},
+    net::net,
     node::Ailment,
 };
 use engine::partition::Partition;
@@ -120,8 +121,8 @@ fn a_partition_without_followers_takes_a_bounded_amount_and_delays_no_other() {
         let shared = core.partition(group(TOPIC)).expect("the leader has it");
         let alone = core.partition(group(ALONE)).expect("its only replica is here");
         for other in calm.nodes.iter().filter(|other| other.id != leader.id) {
-            calm.world.net.cut(leader.id, other.id);
-            calm.world.net.cut(other.id, leader.id);
+            net().cut(leader.id, other.id);
+            net().cut(other.id, leader.id);
         }
         let before = alone.high_watermark();
         let mut most = 0;
@@ -145,7 +146,7 @@ fn a_partition_without_followers_takes_a_bounded_amount_and_delays_no_other() {
             let codes = answer.topics.iter().map(|topic| errors::check(topic.partitions[0].error_code));
             assert_eq!(codes.collect::<Vec<_>>(), [Err(ErrorCode::NotLeaderOrFollower), Ok(())], "seed {seed}");
         }
-        calm.world.net.heal();
+        net().heal();
         calm.pass(Duration::from_secs(20));
         let answers = calm.ask(calm.leader(), vec![produce(0..1, &batch(900_000))]);
         let [Response::Produce(answer)] = &answers[..] else { panic!("{answers:?}") };

@@ -7,15 +7,15 @@
 //! its group, a member still commits. The coordinator must not acknowledge that commit once there is a later
 //! generation.
 
-use super::{Target, ask_within, text};
+use super::{ask_within, text};
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, Target},
     exec::{self, OUTSIDE, World},
     ledger::{
         Violation,
         commits::{CommitId, GroupHistory, Moment, Place, Who},
     },
-    node::Node,
+    node::{Node, SESSION},
 };
 use bytes::Bytes;
 use engine::handlers::OFFSETS_TOPIC;
@@ -37,8 +37,6 @@ use net::{
 use runtime::{self as rt};
 use std::{cell::Cell, ops::Range, rc::Rc, time::Duration};
 
-/// The coordinator removes a member that is silent for this time.
-pub(crate) const SESSION: Duration = Duration::from_millis(1_500);
 /// Members must join again within this time.
 const REBALANCE: Duration = Duration::from_millis(2_000);
 /// JoinGroup waits for other members.

@@ -6,7 +6,7 @@
 pub(super) mod group;
 
 use super::{
-    cluster::Cluster,
+    cluster::{Cluster, Target},
     exec::{self, OUTSIDE, World},
     ledger::{History, Value, Violation},
     node::Node,
@@ -111,16 +111,6 @@ async fn ask_in_order(node: &Rc<Node>, requests: Vec<Request>, version: i16, pat
         }
     }
     came
-}
-
-/// One partition, as clients name it.
-#[derive(Clone, Debug)]
-pub(super) struct Target {
-    pub(super) topic: String,
-    pub(super) partition: i32,
-    pub(super) group: GroupId,
-    /// Its records come from the producers of this module.
-    pub(super) is_for_clients: bool,
 }
 
 impl Cluster {

@@ -6,7 +6,8 @@ use super::{
     requests::{self, Sent},
 };
 use crate::{
-    clients::{Target, text},
+    clients::text,
+    cluster::Target,
     counts::{Calm, PARTITIONS, TOPIC},
     exec,
     node::{Ailment, Node},

@@ -8,8 +8,8 @@ mod queues;
 mod requests;
 
 use super::{
-    clients::{Target, ask_within, text},
-    cluster::Cluster,
+    clients::{ask_within, text},
+    cluster::{Cluster, Target},
     exec::{self, OUTSIDE, World},
     node::Node,
 };

@@ -2,9 +2,10 @@
 
 use super::{GROUP, TOPIC};
 use crate::{
-    clients::group::SESSION,
-    clients::{Target, text},
+    clients::text,
+    cluster::Target,
     exec::World,
+    node::SESSION,
 };
 use net::{
     StrBytes,

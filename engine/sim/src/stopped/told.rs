@@ -3,6 +3,7 @@
 use super::{META, answers, restart};
 use crate::{
     counts::Calm,
+    net::net,
     node::{Ailment, Node},
 };
 use consensus::plane::node_of;
@@ -169,8 +170,8 @@ fn a_leader_of_the_metadata_that_steps_down_while_it_hands_over_says_so() {
         let leader = metadata_leader(&calm);
         let heir = metadata_heir(&calm, &leader);
         for other in calm.nodes.iter().filter(|node| node.id != leader.id && node.id != heir.id) {
-            calm.world.net.cut(leader.id, other.id);
-            calm.world.net.cut(other.id, leader.id);
+            net().cut(leader.id, other.id);
+            net().cut(other.id, leader.id);
         }
         calm.pass(Duration::from_millis(wait));
         heir.ail(Ailment { slow: STUCK, ..Ailment::default() });
