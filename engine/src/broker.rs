@@ -14,7 +14,7 @@
 use crate::{
     cluster::{
         bootstrap::{self, BootstrapError},
-        meta::{self, META_CORE},
+        meta,
         node_id::Members,
         peers::Peers,
         secret::{self, ClusterSecretError},
@@ -62,7 +62,7 @@ use std::{
     },
     time::Duration,
 };
-use types::CoreId;
+use types::{CoreId, META_CORE};
 use wal::{
     buf::Chunk,
     manifest::{self, Manifest},

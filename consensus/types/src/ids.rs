@@ -17,6 +17,11 @@ impl fmt::Display for GroupId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CoreId(pub usize);
 
+/// The metadata's Raft group.
+pub const META_GROUP: GroupId = GroupId(0);
+/// The core on which it runs.
+pub const META_CORE: CoreId = CoreId(0);
+
 /// The number of slices that the metadata's keyspace is divided into. It never changes in a cluster.
 pub const SLICES: usize = 256;
 

@@ -13,8 +13,8 @@ use std::{
 
 use serde_json::json;
 
-use crate::cluster::meta::META_GROUP;
 use crate::metrics::{Metrics, PREFIX, line};
+use types::META_GROUP;
 
 /// A core whose loop has not turned for this time counts as dead.
 pub const BEAT_AGE_MAX: Duration = Duration::from_secs(10);

@@ -1,11 +1,10 @@
 //! Follows the view: queues this core's partitions to be opened and dropped, and announces their leaders to the other
 //! cores.
 
-use super::{Core, CoreId, Leadership, Led, messages::Notice};
+use super::{Core, CoreId, Leadership, messages::Notice};
 use crate::{
-    cluster::meta::{META_CORE, META_GROUP},
     config::{topic::TopicConfig, value::HostPort},
-    partition::{Partition, RecoverError, TopicPartition},
+    partition::{Led, Partition, RecoverError, TopicPartition},
 };
 use consensus::{
     group::{Entry, Group, GroupConfig, Restored, descriptor},
@@ -17,7 +16,7 @@ use std::{
     rc::Rc,
     sync::Arc,
 };
-use types::{GroupId, LeaderEpoch, Position, RaftIndex, Term};
+use types::{GroupId, LeaderEpoch, META_CORE, META_GROUP, Position, RaftIndex, Term};
 use wal::store::RecoveredGroup;
 
 /// Ticks without a leader before a replica of a partition stands for election, and ticks between two replicas'
@@ -216,10 +215,6 @@ impl Core {
     }
 
     /// Queues a change of a partition's leader. The other cores hear of it at the end of this turn.
-    pub fn announce_leader(self: &Rc<Self>, led: Led) {
-        self.untold.borrow_mut().push(led);
-    }
-
     /// Sends the changes that [`Core::announce_leader`] queued.
     pub fn tell_leaders(self: &Rc<Self>) {
         let told = self.untold.take();

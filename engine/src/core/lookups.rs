@@ -2,7 +2,7 @@
 
 use super::{Core, Leadership};
 use crate::{
-    cluster::{internal_topics, meta::META_GROUP},
+    cluster::internal_topics,
     config::{timestamps::TimestampBounds, topic::TopicConfig},
     handlers::{METADATA_TOPIC, metadata_log},
 };
@@ -13,7 +13,7 @@ use net::{
     turn::ENTRIES_A_TURN,
 };
 use std::{ops::Bound, sync::Arc};
-use types::{GroupId, LeaderEpoch};
+use types::{GroupId, LeaderEpoch, META_GROUP};
 
 impl Core {
     /// Host and port that are advertised to clients.

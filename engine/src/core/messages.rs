@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     cluster::{
-        meta::{self, CommandResult, META_CORE, Mark, SliceResults, SliceWork, SubmitError, Submitting},
+        meta::{self, CommandResult, Mark, SliceResults, SliceWork, SubmitError, Submitting},
         peers::Begun,
     },
     connection,
@@ -40,7 +40,7 @@ use consensus::{
 };
 use net::{errors::ErrorCode, transport::listen::Accepted};
 use std::{future::ready, net::IpAddr, sync::Arc, time::Duration};
-use types::{CoreId, GroupId, RaftIndex};
+use types::{CoreId, GroupId, META_CORE, RaftIndex};
 
 impl HasMesh for Core {
     type Ask = Ask;

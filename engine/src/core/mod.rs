@@ -9,6 +9,7 @@
 //! | module | contents |
 //! |---|---|
 //! | `following` | follows the view: says which partitions to open and to drop, announces their leaders |
+//! | `hosting` | the core as the host of its partitions |
 //! | `opening` | opens and drops partitions in turns |
 //! | `lookups` | requests' queries of the view |
 //! | `messages` | everything that one core says to another |
@@ -18,13 +19,13 @@
 
 pub mod decoders;
 mod following;
+mod hosting;
 pub mod long_work;
 mod lookups;
 pub mod mesh;
 pub mod mesh_probe;
 pub mod messages;
 pub mod opening;
-pub mod pace;
 pub mod receipts;
 mod slices;
 mod storage;
@@ -34,7 +35,7 @@ pub use following::restored;
 
 use crate::{
     cluster::{
-        meta::{META_CORE, META_GROUP, Meta},
+        meta::Meta,
         peers::Peers,
     },
     config::{Config, cluster as config_cluster, topic::Inherited, value::HostPort},
@@ -49,20 +50,20 @@ use crate::{
         },
         messages::Notice,
         opening::Opening,
-        pace::Pace,
         receipts::Receipts,
     },
     handlers::{Fetches, Placement, ProducerIds, Unreadable},
-    host::disk::Disk,
+    host::disk::Store,
     liveness::Groups,
     log_limit::LogLimit,
     memory::{self, Lasting, Memory},
     metrics::CoreMetrics,
     partition::{
-        Partition, TopicPartition,
+        Led, Partition,
         admission::Admission,
+        pace::Pace,
         producers::share::ProducersShare,
-        replica::{ReadyLoop, Replicated},
+        replica::ReadyLoop,
     },
 };
 use ahash::AHashMap;
@@ -86,29 +87,14 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use types::{CoreId, GroupId, LeaderEpoch, SliceId};
+use types::{CoreId, GroupId, LeaderEpoch, META_CORE, SliceId};
 use wal::store::RecoveredGroup;
-
-/// The storage of one core.
-pub type Store = wal::store::Store<Disk>;
 
 /// A partition's leader, as every core sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leadership {
     pub node: i32,
     pub epoch: LeaderEpoch,
-}
-
-/// The leader of a partition of this broker, as the local replica knows it.
-#[derive(Clone, Debug)]
-pub struct Led {
-    pub group: GroupId,
-    pub name: TopicPartition,
-    /// `None`: no leader any more, as far as this replica knows.
-    pub node: Option<i32>,
-    pub epoch: LeaderEpoch,
-    /// If this broker leads the partition: the nodes in sync.
-    pub in_sync: Vec<i32>,
 }
 
 /// A broker's identity in its cluster.
@@ -152,7 +138,7 @@ pub struct Core {
     pub producers_share: ProducersShare,
     pub store: Store,
     pub metrics: Arc<CoreMetrics>,
-    pub ready_loop: ReadyLoop,
+    pub ready_loop: ReadyLoop<Core>,
     /// Work for the thread beside this core, see `connection::aside`.
     pub beside: Line,
     /// Decoders of batches that are unfolded over several turns.
@@ -341,25 +327,12 @@ impl Core {
         }
     }
 
-    /// This core's first partition with this group id or a larger one.
-    pub fn partition_from(&self, group: GroupId) -> Option<Rc<Partition>> {
-        self.partitions.borrow().range(group..).next().map(|(_, partition)| partition.clone())
-    }
-
     pub fn partition(&self, group: GroupId) -> Option<Rc<Partition>> {
         self.partitions.borrow().get(&group).cloned()
     }
 
     pub fn owner(&self, group: GroupId) -> CoreId {
         core_of(group, self.cores())
-    }
-
-    /// The replica behind a group of this core.
-    pub fn group(&self, group: GroupId) -> Option<Rc<dyn Replicated>> {
-        if group == META_GROUP {
-            return self.meta.get().map(|meta| meta.clone() as Rc<dyn Replicated>);
-        }
-        self.partition(group).map(|partition| partition as Rc<dyn Replicated>)
     }
 
     /// Publishes the lengths of this core's queues, and the memory held for requests, answers and consumer groups.

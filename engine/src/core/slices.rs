@@ -1,10 +1,10 @@
 //! The slices of the metadata that a core owns.
 
 use super::{Core, messages::Notice};
-use crate::cluster::meta::{META_CORE, Parts, SliceResults, SliceWork};
+use crate::cluster::meta::{Parts, SliceResults, SliceWork};
 use consensus::metadata::{Applied, AskedTooLate, Request, Slice, Topic, slice_of_topic};
 use std::{collections::BTreeMap, rc::Rc, sync::Arc};
-use types::SliceId;
+use types::{META_CORE, SliceId};
 
 impl Core {
     /// Does the work that the metadata plane asks of this core's slices, in order, and reports the results.

@@ -1,11 +1,11 @@
 //! The store's callbacks to its core, and the handling of failed storage.
 
 use super::Core;
-use crate::{cluster::meta::META_GROUP, partition::replica::Replicated};
+use crate::partition::{host::Parts as _, replica::Replicated};
 use consensus::group::Unreadable;
 use runtime::clock;
 use std::{pin::Pin, time::Duration};
-use types::GroupId;
+use types::{GroupId, META_GROUP};
 use wal::store::{AppState, FlushHost};
 
 /// Pause between large writes of a flush while the ring has room.
@@ -46,8 +46,8 @@ impl Core {
         *self.failed.borrow_mut() = Some(why.to_owned());
         self.metrics.storage_failed.set(1);
         for partition in self.partitions() {
-            partition.storage_failed();
-            partition.stop_counting_health(self);
+            partition.fail();
+            partition.stop_counting_health(&self.metrics);
         }
         self.coordinators.resign_all();
         if let Some(meta) = self.meta.get() {
@@ -65,7 +65,7 @@ impl Core {
     }
 
     /// A group has stopped at a committed entry that it can't apply. Other groups go on.
-    pub fn group_stopped(&self, group: &dyn Replicated, unreadable: &Unreadable) {
+    pub fn group_stopped(&self, group: &dyn Replicated<Self>, unreadable: &Unreadable) {
         let id = group.replica().id();
         let name = match (id == META_GROUP, self.partition(id)) {
             (true, _) => "the metadata".to_owned(),
@@ -78,7 +78,7 @@ impl Core {
         self.metrics.stopped.add(id, notice);
         group.storage_failed();
         if let Some(partition) = self.partition(id) {
-            partition.stop_counting_health(self);
+            partition.stop_counting_health(&self.metrics);
         }
         self.view_changed.notify();
         self.groups.rests(id);

@@ -2,7 +2,7 @@
 
 use super::owners::{Found, Placed, Question, answer_all, ask_owners};
 use crate::{
-    cluster::meta::{self, META_CORE, META_GROUP},
+    cluster::meta,
     core::{
         Core,
         decoders::Decoder,
@@ -36,7 +36,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use types::{GroupId, LeaderEpoch, RaftIndex, Term};
+use types::{GroupId, LeaderEpoch, META_CORE, META_GROUP, RaftIndex, Term};
 use wal::store::read::Batch;
 
 /// Timestamps with a special meaning, as ListOffsetsRequest defines them.

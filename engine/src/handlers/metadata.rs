@@ -9,7 +9,7 @@ use super::{
 use crate::{
     cluster::{
         internal_topics,
-        meta::{self, META_GROUP},
+        meta,
     },
     core::{Core, long_work::Work},
 };
@@ -34,7 +34,7 @@ use std::{
     ops::{Bound, Range},
     rc::Rc,
 };
-use types::LeaderEpoch;
+use types::{LeaderEpoch, META_GROUP};
 
 pub async fn metadata(core: &Rc<Core>, request: MetadataRequest, version: i16) -> MetadataResponse {
     let mut look = Look::new(core).await;

@@ -5,10 +5,11 @@
 //! which on they are kept. Like Kafka's own metadata log, it is not listed among the topics. It is read-only.
 
 use super::{cluster::brokers, refusal::Refusal};
-use crate::{cluster::meta::META_GROUP, core::Core};
+use crate::core::Core;
 use consensus::metadata::{Partition, Topic};
 use net::{Uuid, codec::produce::TopicRef, errors::ErrorCode};
 use std::{collections::BTreeMap, sync::Arc};
+use types::META_GROUP;
 
 pub const METADATA_TOPIC: &str = "__millrace_metadata";
 /// The same in every cluster. Random ids never look like it.

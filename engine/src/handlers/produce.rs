@@ -399,7 +399,7 @@ async fn finish(core: Rc<Core>, begun: Vec<(usize, Begun)>, deadline: Duration) 
 /// Waits for the append's turn, and for room in its partition and in the ring. Returns `None` when the request's time
 /// is up. While the disk is full, that is after half of its timeout. A client that waits no longer than the timeout
 /// which it names would otherwise never learn what is wrong.
-async fn admitted(core: &Core, turn: &mut Turn, item: &Item, began: Duration, timeout: Duration) -> Option<()> {
+async fn admitted(core: &Rc<Core>, turn: &mut Turn, item: &Item, began: Duration, timeout: Duration) -> Option<()> {
     let time_is_up = async {
         until(began + timeout / 2).await;
         race(core.until_disk_is_full(), until(began + timeout)).await;

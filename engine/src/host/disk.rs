@@ -21,6 +21,9 @@ pub enum Disk {
     Simulated(Rc<dyn AnyDisk>),
 }
 
+/// The storage of one core.
+pub type Store = wal::store::Store<Disk>;
+
 /// An open file of a [`Disk`].
 pub enum File {
     System(UringFile),

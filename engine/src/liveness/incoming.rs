@@ -2,7 +2,7 @@
 
 use crate::{
     cluster::{
-        meta::{META_CORE, META_GROUP, tool_answer},
+        meta::tool_answer,
         peers::{Answering, Begun, Host},
     },
     core::{Core, messages::Notice},
@@ -13,7 +13,7 @@ use consensus::{
     wire::{PeerMessage, ToolRequest},
 };
 use std::rc::Rc;
-use types::{CoreId, GroupId};
+use types::{CoreId, GroupId, META_CORE, META_GROUP};
 
 /// Handles what arrives on this core's peer connections.
 pub struct GroupHost(pub Rc<Core>);

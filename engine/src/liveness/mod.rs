@@ -11,7 +11,7 @@ mod incoming;
 pub use incoming::{GroupHost, receive, take_over};
 
 use crate::{
-    cluster::meta::{self, META_CORE},
+    cluster::meta,
     core::{Core, core_of},
     partition::Partition,
 };
@@ -29,7 +29,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use types::{GroupId, Term};
+use types::{GroupId, META_CORE, Term};
 
 /// One unit of the groups' timers, and the interval between beats.
 pub const TICK: Duration = Duration::from_millis(100);

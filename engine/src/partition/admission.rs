@@ -20,7 +20,7 @@
 //! Deadline: the request's timeout.
 
 use super::Partition;
-use crate::core::Store;
+use crate::host::disk::Store;
 use runtime::sync::lines::{Lines, Spot};
 use std::{cell::Cell, rc::Rc};
 use types::GroupId;

@@ -3,9 +3,9 @@
 
 use super::{Partition, State};
 use crate::{
-    core::Core,
     partition::{
         errors::PartitionError,
+        host::Host,
         producers::{
             Verdict, WrittenBatch,
             gaps::{Gap, Patience},
@@ -99,7 +99,7 @@ impl Partition {
     /// Appends one validated batch. Everything up to the proposal happens before this returns.
     pub fn append(
         self: &Rc<Self>,
-        core: &Rc<Core>,
+        core: &Rc<impl Host>,
         batch: Bytes,
         info: &BatchHeader,
         now_ms: i64,
@@ -167,7 +167,7 @@ impl Partition {
 
     /// Notes that a batch was rejected, or timed out while it waited for room. Its producer will retry it. Until
     /// then, later batches of the producer must not begin in its place.
-    pub fn was_not_appended(&self, core: &Core, info: &BatchHeader) {
+    pub fn was_not_appended(&self, core: &Rc<impl Host>, info: &BatchHeader) {
         if info.is_idempotent() {
             let gap = Gap { epoch: info.producer_epoch, expected: info.base_sequence };
             self.state.borrow_mut().gaps.refused(info.producer_id, gap, gap_patience(core));
@@ -176,7 +176,7 @@ impl Partition {
 
     /// Checks everything but the sequence number: leadership, in-sync replicas, size and room. Returns the error,
     /// if any.
-    fn refusal(&self, core: &Core, bytes: usize, acks: Acks) -> Option<PartitionError> {
+    fn refusal(&self, core: &Rc<impl Host>, bytes: usize, acks: Acks) -> Option<PartitionError> {
         if !self.leads() {
             return Some(self.why_not_led_here(core));
         }
@@ -194,7 +194,7 @@ impl Partition {
     /// Checks the batch's sequence number. Returns `None` if the batch may be appended, else the answer to send.
     fn answer_by_sequence(
         self: &Rc<Self>,
-        core: &Rc<Core>,
+        core: &Rc<impl Host>,
         info: &BatchHeader,
         acks: Acks,
     ) -> Option<Result<Committed, PartitionError>> {
@@ -220,7 +220,7 @@ impl Partition {
         }
         tracing::debug!(partition = %self.name, producer, sequence, ?verdict, ?gap, "a batch was refused");
         if gap.is_some() {
-            core.metrics.produce_gaps_total.add(1);
+            core.metrics().produce_gaps_total.add(1);
             return Some(Err(PartitionError::Gap));
         }
         let error = verdict.refusal().expect("all others are answered above");
@@ -231,7 +231,7 @@ impl Partition {
     /// Rejects a batch because of its producer's state, once this replica has confirmed that it still leads. A
     /// broker that was paused or cut off may have missed what the producer wrote elsewhere, and producers give up
     /// on such an error.
-    fn refuse_if_leading(self: &Rc<Self>, core: &Rc<Core>, error: PartitionError) -> Committed {
+    fn refuse_if_leading(self: &Rc<Self>, core: &Rc<impl Host>, error: PartitionError) -> Committed {
         let (promise, answer) = promise();
         self.make_sure(core, IfLeading::Refusal(error, promise));
         answer
@@ -239,7 +239,7 @@ impl Partition {
 
     /// Returns once a quorum has confirmed, after this call, that this replica still leads. It then has everything
     /// committed before the call.
-    pub async fn still_leading(self: &Rc<Self>, core: &Rc<Core>) -> Result<(), PartitionError> {
+    pub async fn still_leading(self: &Rc<Self>, core: &Rc<impl Host>) -> Result<(), PartitionError> {
         if !self.leads() {
             return Err(self.why_not_led_here(core));
         }
@@ -248,7 +248,7 @@ impl Partition {
         answer.await.unwrap_or(Err(PartitionError::NotLeader))
     }
 
-    fn make_sure(self: &Rc<Self>, core: &Rc<Core>, what: IfLeading) {
+    fn make_sure(self: &Rc<Self>, core: &Rc<impl Host>, what: IfLeading) {
         let mut state = self.state.borrow_mut();
         state.asked += 1;
         let token = state.asked;
@@ -262,12 +262,12 @@ impl Partition {
 
 /// Time to wait for the batch that closes a gap. Only time in which this process ran counts: while it is paused,
 /// the batch may be waiting in a socket.
-fn gap_patience(core: &Core) -> Patience {
-    let now = core.groups.ran_for();
+fn gap_patience(core: &Rc<impl Host>) -> Patience {
+    let now = core.ran_for();
     if planted!(GapsGivenNoTime) {
         return Patience { now, timeout: Duration::ZERO };
     }
-    Patience { now, timeout: Duration::from_millis(core.config.producer_gap_timeout_ms) }
+    Patience { now, timeout: Duration::from_millis(core.config().producer_gap_timeout_ms) }
 }
 
 impl State {

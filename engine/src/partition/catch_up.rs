@@ -8,13 +8,12 @@
 //! - The group has dropped the entries: they are [wanted](Wanted). They are read and given to raft-rs, which makes
 //!   the message.
 //!
-//! Each read waits for its turn on this core, see [`Pace`](crate::core::pace::Pace), unless a commit waits for it.
+//! Each read waits for its turn on this core, see [`Pace`](super::pace::Pace), unless a commit waits for it.
 
 use super::{Partition, peering::has_batch};
 use crate::{
-    core::{Core, pace::Turn},
     log_limit::Admitted,
-    partition::replica,
+    partition::{host::Host, pace::Turn, replica},
 };
 use bytes::Bytes;
 use consensus::{
@@ -80,7 +79,7 @@ impl CatchUp {
 
 impl Partition {
     /// Sends entries with their batches at once if these are in memory, otherwise after reading them.
-    pub(super) fn send_append(&self, core: &Rc<Core>, message: Message) {
+    pub(super) fn send_append(&self, core: &Rc<impl Host>, message: Message) {
         if !self.catch_up.is_queued_for(message.to)
             && let Some((payloads, is_fetched)) = self.payloads_at_hand(core, &message)
         {
@@ -102,12 +101,12 @@ impl Partition {
 
     /// The batches of a message's entries, and whether some come from a read for this purpose. `None` if one is not
     /// in memory.
-    fn payloads_at_hand(&self, core: &Core, message: &Message) -> Option<(Vec<(usize, Bytes)>, bool)> {
+    fn payloads_at_hand(&self, core: &Rc<impl Host>, message: &Message) -> Option<(Vec<(usize, Bytes)>, bool)> {
         let fetched = self.catch_up.fetched.borrow();
         let (mut payloads, mut is_fetched) = (Vec::new(), false);
         for (place, entry) in message.entries.iter().enumerate().filter(|(_, entry)| has_batch(entry)) {
             let index = RaftIndex::new(entry.index);
-            let payload = core.store.payload(self.group(), index).or_else(|| {
+            let payload = core.store().payload(self.group(), index).or_else(|| {
                 is_fetched = true;
                 fetched.iter().find(|(of, _)| *of == index).map(|(_, bytes)| bytes.clone())
             });
@@ -120,23 +119,23 @@ impl Partition {
         Some((payloads, is_fetched))
     }
 
-    fn send_with(&self, core: &Core, lane: Lane, message: Message, payloads: Vec<(usize, Bytes)>) {
+    fn send_with(&self, core: &Rc<impl Host>, lane: Lane, message: Message, payloads: Vec<(usize, Bytes)>) {
         if payloads.is_empty() {
             return self.send(core, lane, message);
         }
-        core.metrics.replication_sent_bytes_total.add(payloads.iter().map(|(_, bytes)| bytes.len() as u64).sum());
+        core.metrics().replication_sent_bytes_total.add(payloads.iter().map(|(_, bytes)| bytes.len() as u64).sum());
         let to = message.to;
-        core.peers().send_on(lane, to, PeerMessage::Append { group: self.group(), message, payloads });
+        core.send_on(lane, to, PeerMessage::Append { group: self.group(), message, payloads });
     }
 
     /// Waits until a read for these peers may begin. `None`: it needs no turn, since a commit waits for one of them.
     /// Bound of the reads without a turn: two for each partition, as for those with one.
-    async fn turn(&self, core: &Core, is_for: impl Fn(&PeerProgress) -> bool) -> Option<Turn> {
-        if self.commit_waits_for(core, is_for) { None } else { Some(core.pace.turn().await) }
+    async fn turn(&self, core: &Rc<impl Host>, is_for: impl Fn(&PeerProgress) -> bool) -> Option<Turn> {
+        if self.commit_waits_for(core, is_for) { None } else { Some(core.pace().turn().await) }
     }
 
     /// Whether a commit needs one of these peers: too few of the voters that are there have more of the log.
-    fn commit_waits_for(&self, core: &Core, is_one: impl Fn(&PeerProgress) -> bool) -> bool {
+    fn commit_waits_for(&self, core: &Rc<impl Host>, is_one: impl Fn(&PeerProgress) -> bool) -> bool {
         if self.state.borrow().tail.is_empty() {
             return false;
         }
@@ -150,9 +149,9 @@ impl Partition {
     }
 
     /// Sends the queue's messages one after the other.
-    async fn send_queued(&self, core: &Rc<Core>) {
+    async fn send_queued(&self, core: &Rc<impl Host>) {
         while !self.catch_up.queue.borrow().is_empty() {
-            core.peers().bulk_room().await;
+            core.bulk_room().await;
             let Some(to) = self.catch_up.queue.borrow().front().map(|message| message.to) else { return };
             let _turn = self.turn(core, |peer| peer.peer == to).await;
             let Some(message) = self.catch_up.queue.borrow_mut().pop_front() else { return };
@@ -165,14 +164,14 @@ impl Partition {
                 let first = RaftIndex::new(message.entries[0].index);
                 let below = first.at_place(message.entries.len());
                 let Some(entries) = self.read_entries(core, first, below).await else { continue };
-                core.pace.moved(bytes_of(&entries));
+                core.pace().moved(bytes_of(&entries));
                 self.send_read(core, message, entries);
             }
         }
     }
 
     /// Sends the part of a message for which batches were read.
-    fn send_read(&self, core: &Core, mut message: Message, entries: Vec<record::Entry>) {
+    fn send_read(&self, core: &Rc<impl Host>, mut message: Message, entries: Vec<record::Entry>) {
         let same = |(small, whole): &(&RaftEntry, &record::Entry)| {
             (small.index, small.term) == (whole.index.get(), whole.term.0)
         };
@@ -183,14 +182,14 @@ impl Partition {
         self.send_with(core, Lane::Bulk, message, payloads);
     }
 
-    async fn read_entries(&self, core: &Core, from: RaftIndex, below: RaftIndex) -> Option<Vec<record::Entry>> {
-        let read = match core.store.entries(self.group(), from, below, PIECE_BYTES) {
+    async fn read_entries(&self, core: &Rc<impl Host>, from: RaftIndex, below: RaftIndex) -> Option<Vec<record::Entry>> {
+        let read = match core.store().entries(self.group(), from, below, PIECE_BYTES) {
             Entries::Memory(entries) => Ok(entries),
             Entries::Cold(read) => read.await,
             Entries::Gone => {
                 // Retention was faster. A replica that lacks these entries starts again at the current start of the
                 // log.
-                if let Some(log) = core.store.log(self.group()) {
+                if let Some(log) = core.store().log(self.group()) {
                     self.replica.with(|raft| raft.forget(log.first_index.prev()));
                 }
                 return None;
@@ -198,12 +197,12 @@ impl Partition {
         };
         match read {
             Ok(entries) => {
-                core.metrics.replication_fetched_bytes_total.add(bytes_of(&entries));
+                core.metrics().replication_fetched_bytes_total.add(bytes_of(&entries));
                 Some(entries)
             }
             Err(error) => {
                 let line = error.to_string();
-                if let Some(Admitted { left_out }) = core.partition_log.admit(clock::now(), self.group(), &line) {
+                if let Some(Admitted { left_out }) = core.partition_log().admit(clock::now(), self.group(), &line) {
                     tracing::warn!(
                         partition = %self.name, %error, left_out, "cannot read entries that a replica lacks; retrying"
                     );
@@ -214,7 +213,7 @@ impl Partition {
     }
 
     /// Reads, a piece at a time, entries that a peer lacks and the group has dropped, if there are any.
-    pub(super) fn fetch_what_lacks(&self, core: &Rc<Core>) {
+    pub(super) fn fetch_what_lacks(&self, core: &Rc<impl Host>) {
         let catch_up = &self.catch_up;
         if catch_up.fetching.get() {
             return;
@@ -229,7 +228,7 @@ impl Partition {
         runtime::spawn(async move {
             partition.fetch(&core, wanted).await;
             partition.catch_up.fetching.set(false);
-            core.ready_loop.wake(partition);
+            core.ready_loop().wake(partition);
         });
     }
 
@@ -245,11 +244,11 @@ impl Partition {
                 .any(|peer| peer.matched < from && (peer.matched.next() == from || peer.matched >= before_last))
     }
 
-    async fn fetch(self: &Rc<Self>, core: &Rc<Core>, wanted: Wanted) {
-        core.peers().bulk_room().await;
+    async fn fetch(self: &Rc<Self>, core: &Rc<impl Host>, wanted: Wanted) {
+        core.bulk_room().await;
         let _turn = self.turn(core, |peer| peer.matched < wanted.from).await;
         let Some(entries) = self.read_entries(core, wanted.from, wanted.below).await else { return };
-        core.pace.moved(bytes_of(&entries));
+        core.pace().moved(bytes_of(&entries));
         let (mut small, mut batches) = (Vec::with_capacity(entries.len()), Vec::new());
         for record::Entry { index, term, entry_type, data, payload } in entries {
             batches.extend(payload.map(|(_, bytes)| (index, bytes)));

@@ -3,8 +3,9 @@
 //!
 //! A partition counts itself again whenever its leader or its in-sync replicas change, so no walk is needed.
 
-use super::Partition;
-use crate::core::Core;
+use super::{Partition, host::Host};
+use crate::metrics::CoreMetrics;
+use std::rc::Rc;
 
 /// One partition's part in the core's metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,24 +18,23 @@ pub(super) struct Health {
 
 impl Partition {
     /// Updates the core's counts after a change of leader or in-sync replicas.
-    pub(super) fn count_health(&self, core: &Core) {
+    pub(super) fn count_health(&self, core: &Rc<impl Host>) {
         if self.replica.is_closed() {
             return;
         }
         // The caller may be changing the partition's state, so this does not look at it.
         let leads = self.established.get() && self.replica.with(|raft| raft.is_leader());
         let is_short = || self.in_sync.borrow().len() < self.replicas.borrow().len();
-        self.set_health(core, Health { leaderless: self.told.get().is_none(), under_replicated: leads && is_short() });
+        self.set_health(core.metrics(), Health { leaderless: self.told.get().is_none(), under_replicated: leads && is_short() });
     }
 
     /// Removes this partition from the core's counts: its replica is closed, or its storage has failed.
-    pub fn stop_counting_health(&self, core: &Core) {
-        self.set_health(core, Health::default());
+    pub fn stop_counting_health(&self, metrics: &CoreMetrics) {
+        self.set_health(metrics, Health::default());
     }
 
-    fn set_health(&self, core: &Core, now: Health) {
+    fn set_health(&self, metrics: &CoreMetrics, now: Health) {
         let before = self.health.replace(now);
-        let metrics = &core.metrics;
         let leaderless = metrics.partitions_leaderless.get();
         metrics.partitions_leaderless.set(step(leaderless, before.leaderless, now.leaderless));
         let short = metrics.partitions_under_replicated.get();

@@ -5,11 +5,7 @@
 //! is committed. Its timers then stand still, and the heartbeats between the brokers' cores replace its own (see
 //! [`crate::liveness`]). Any event wakes the group.
 
-use super::{Partition, errors::PartitionError};
-use crate::{
-    core::{Core, Led},
-    liveness,
-};
+use super::{Led, Partition, errors::PartitionError, host::Host};
 use consensus::{
     group::{Member, Succession},
     plane::node_of,
@@ -34,7 +30,7 @@ const NEARLY_ALL: u64 = 64;
 
 impl Partition {
     /// Acts on a change of leader.
-    pub(super) fn follow_leader(&self, core: &Rc<Core>) {
+    pub(super) fn follow_leader(&self, core: &Rc<impl Host>) {
         let (leads_in, leader) = self.replica.with(|raft| (raft.is_leader().then(|| raft.term()), raft.leader()));
         let led_in = self.led_term.replace(leads_in);
         if led_in.is_some() && led_in != leads_in {
@@ -50,7 +46,7 @@ impl Partition {
             state.refuse_all(PartitionError::NotLeader);
             state.gaps.clear();
             drop(state);
-            core.coordinators.resign(self.group());
+            core.resigned(self.group());
             self.ends_pacing(core);
             self.wake_fetches();
             self.count_health(core);
@@ -75,7 +71,7 @@ impl Partition {
 
     /// The first entry of a leader's term is applied. The leader now has everything that was committed before, and
     /// may serve.
-    pub(super) fn is_led(&self, core: &Rc<Core>, term: Term) {
+    pub(super) fn is_led(&self, core: &Rc<impl Host>, term: Term) {
         let (leader, current, is_me) = self.replica.with(|raft| (raft.leader(), raft.term(), raft.is_leader()));
         let Some(node) = leader.filter(|_| current == term).map(node_of) else { return };
         if is_me {
@@ -98,7 +94,7 @@ impl Partition {
         }
     }
 
-    fn announce(&self, core: &Rc<Core>, node: Option<i32>, epoch: LeaderEpoch) {
+    fn announce(&self, core: &Rc<impl Host>, node: Option<i32>, epoch: LeaderEpoch) {
         self.count_health(core);
         let in_sync = self.in_sync.borrow().clone();
         core.announce_leader(Led { group: self.group(), name: self.name.clone(), node, epoch, in_sync });
@@ -125,7 +121,7 @@ impl Partition {
     }
 
     /// The nodes that this leader sees in sync now, in the order of the replicas.
-    fn now_in_sync(&self, core: &Core, now: Duration) -> Vec<i32> {
+    fn now_in_sync(&self, core: &Rc<impl Host>, now: Duration) -> Vec<i32> {
         let excused_until = self.excused_until.borrow();
         let peers = self.replica.with(|raft| (raft.progress(), raft.commit(), raft.peer()));
         let (progress, commit, me) = peers;
@@ -146,7 +142,7 @@ impl Partition {
     }
 
     /// One tick of the group's timers.
-    pub fn tick(self: &Rc<Self>, core: &Rc<Core>, now: Duration) {
+    pub fn tick(self: &Rc<Self>, core: &Rc<impl Host>, now: Duration) {
         match self.stands_in.get() {
             Some(0) => {
                 self.stands_in.set(None);
@@ -167,7 +163,7 @@ impl Partition {
             self.end_hand_over();
         }
         self.catch_up.tick();
-        core.ready_loop.wake(self.clone());
+        core.ready_loop().wake(self.clone());
         let last = self.replica.with(|raft| raft.last_index());
         let (before, ticks) = self.ticked.get();
         let ticks = if last == before { ticks.saturating_add(1) } else { 0 };
@@ -179,15 +175,15 @@ impl Partition {
 
     /// Whether the broker's core is reachable as this peer. A broker on a new disk is a new peer, which becomes a
     /// voter once caught up.
-    pub(super) fn is_there(&self, core: &Core, peer: u64) -> bool {
-        core.groups.is_there(core, self.group(), node_of(peer)) && core.peers().has_peer(peer)
+    pub(super) fn is_there(&self, core: &Rc<impl Host>, peer: u64) -> bool {
+        core.is_there(self.group(), node_of(peer)) && core.has_peer(peer)
     }
 
     /// A peer that has the log up to the previous tick is caught up, and stays in sync for
     /// `replica.lag.time.max.ms` even if it lags. A peer that was away must catch up first.
-    fn watch_peers(&self, core: &Rc<Core>, now: Duration) {
+    fn watch_peers(&self, core: &Rc<impl Host>, now: Duration) {
         let (before, _) = self.ticked.get();
-        let until = now + Duration::from_millis(core.config.replica_lag_time_max_ms);
+        let until = now + Duration::from_millis(core.config().replica_lag_time_max_ms);
         let mut excused_until = self.excused_until.borrow_mut();
         for peer in self.replica.with(|raft| raft.progress()) {
             if !self.is_there(core, peer.peer) {
@@ -217,23 +213,23 @@ impl Partition {
         }
     }
 
-    fn rest_if_settled(&self, core: &Rc<Core>) {
+    fn rest_if_settled(&self, core: &Rc<impl Host>) {
         let Some((at, there)) = self.replica.with(|raft| raft.at_rest(|peer| self.is_there(core, peer))) else {
             return;
         };
         for peer in there {
-            core.peers().send_on(
+            core.send_on(
                 net::peer::Lane::Data,
                 peer,
                 PeerMessage::Rest(Rest { group: self.group(), at: Position { ..at } }),
             );
         }
-        core.groups.rests(self.group());
+        core.rests(self.group());
     }
 
     /// The replica is open. The preferred leader of a new group stands for election at once. A group of one has no
     /// other candidate.
-    pub fn begin(self: &Rc<Self>, core: &Rc<Core>, is_new: bool) {
+    pub fn begin(self: &Rc<Self>, core: &Rc<impl Host>, is_new: bool) {
         let is_preferred = self.replicas.borrow()[0] == core.node();
         self.count_health(core);
         if !self.is_shared() || (is_new && is_preferred) {
@@ -243,25 +239,25 @@ impl Partition {
     }
 
     /// A core of another broker is reachable, perhaps as a new peer.
-    pub fn meets(self: &Rc<Self>, core: &Rc<Core>) {
-        if core.groups.sleeps_on(self.group()) {
+    pub fn meets(self: &Rc<Self>, core: &Rc<impl Host>) {
+        if core.sleeps_on(self.group()) {
             return;
         }
         self.stir(core);
-        core.ready_loop.wake(self.clone());
+        core.ready_loop().wake(self.clone());
     }
 
     /// A core of another broker is lost or has restarted. If it led this partition, another replica must stand for
     /// election.
-    pub fn loses(self: &Rc<Self>, core: &Rc<Core>, node: i32) {
+    pub fn loses(self: &Rc<Self>, core: &Rc<impl Host>, node: i32) {
         let leader = self.replica.with(|raft| raft.leader()).map(node_of);
         if leader == Some(node) {
             self.replica.with(|raft| raft.lose_leader());
             let replicas = self.replicas.borrow();
             let others = replicas.iter().filter(|other| {
-                **other == core.node() || (**other != node && core.groups.is_there(core, self.group(), **other))
+                **other == core.node() || (**other != node && core.is_there(self.group(), **other))
             });
-            let place = match liveness::is_well(core) {
+            let place = match core.is_well() {
                 true => others.take_while(|other| **other != core.node()).count(),
                 // Last, after all other replicas.
                 false => replicas.len(),
@@ -269,15 +265,12 @@ impl Partition {
             self.stands_in.set(Some(place as u32 * STAND_APART));
         }
         self.stir(core);
-        core.ready_loop.wake(self.clone());
+        core.ready_loop().wake(self.clone());
     }
 
     /// Updates the group's members to match the brokers' current peers: a broker that lost its disk is a new peer.
-    fn reconcile_members(&self, core: &Rc<Core>) {
-        let wanted: Vec<u64> = core.view(|view| {
-            let peer_of = |node: &i32| view.broker(*node).map(|broker| broker.peer);
-            self.replicas.borrow().iter().filter_map(peer_of).collect()
-        });
+    fn reconcile_members(&self, core: &Rc<impl Host>) {
+        let wanted: Vec<u64> = self.replicas.borrow().iter().filter_map(|node| core.peer_of(*node)).collect();
         let changes = self.replica.with(|raft| {
             let (voters, learners, last) = (raft.voters(), raft.learners(), raft.last_index());
             let unwanted = learners.iter().filter(|learner| !wanted.contains(learner)).copied();
@@ -312,14 +305,14 @@ impl Partition {
 
     /// Hands leadership to a voter that can lead, or only to `to` if that is given. Prefers peers that lack at most
     /// `NEARLY_ALL` entries, then the order of the replicas. Returns `false` if there is no candidate.
-    pub fn hand_over(self: &Rc<Self>, core: &Rc<Core>, to: Option<i32>) -> bool {
+    pub fn hand_over(self: &Rc<Self>, core: &Rc<impl Host>, to: Option<i32>) -> bool {
         let replicas = self.replicas.borrow();
         let place = |node: i32| replicas.iter().position(|replica| *replica == node).unwrap_or(usize::MAX);
         let target = self.replica.with(|raft| {
             let (me, last) = (raft.peer(), raft.last_index());
             let is_able = |peer: u64| {
                 let node = node_of(peer);
-                peer != me && to.is_none_or(|to| to == node) && core.groups.can_lead(core, self.group(), node)
+                peer != me && to.is_none_or(|to| to == node) && core.can_lead(self.group(), node)
             };
             let able = raft.progress().into_iter().filter(|peer| peer.voter && is_able(peer.peer));
             able.min_by_key(|peer| (peer.matched.plus(NEARLY_ALL) < last, place(node_of(peer.peer))))
@@ -329,7 +322,7 @@ impl Partition {
         self.stir(core);
         self.replica.with(|raft| raft.hand_over(target.peer));
         self.handing_over_until.set(Some(runtime::clock::now() + HAND_OVER_MAX));
-        core.ready_loop.wake(self.clone());
+        core.ready_loop().wake(self.clone());
         true
     }
 
@@ -344,7 +337,7 @@ impl Partition {
     }
 
     /// Hands leadership to a broker that is better able to lead than this one is now.
-    pub fn give_away(self: &Rc<Self>, core: &Rc<Core>) {
+    pub fn give_away(self: &Rc<Self>, core: &Rc<impl Host>) {
         if self.leads() && !self.replica.with(|raft| raft.is_handing_over()) && self.hand_over(core, None) {
             tracing::info!(partition = %self.name, "handing over leadership of a partition");
         }
@@ -352,7 +345,7 @@ impl Partition {
 
     /// Hands leadership to the preferred leader, if that is another node, in sync and able to lead. It must have
     /// everything that the log had a tick ago: the partition takes no writes until it has the rest.
-    pub fn prefer(self: &Rc<Self>, core: &Rc<Core>) -> bool {
+    pub fn prefer(self: &Rc<Self>, core: &Rc<impl Host>) -> bool {
         let preferred = self.replicas.borrow()[0];
         let is_in_sync = || self.in_sync.borrow().contains(&preferred);
         let (before, _) = self.ticked.get();

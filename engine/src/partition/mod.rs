@@ -1,6 +1,6 @@
 //! One partition's replica: its offsets, its idempotent producers, and the requests that wait for it.
 //! Lives on: the owning core only. Talks to: `consensus` through its [`Replica`], `wal` through the core's store,
-//! and its peers through the core's [`Peers`](crate::cluster::peers::Peers).
+//! and the rest of the core and other brokers through its [`Host`].
 //!
 //! An append is one synchronous step: admission, idempotence check, base offset and proposal. Nothing runs between
 //! them, so offsets and log order can't differ. A follower takes the same entries with their batches from its
@@ -9,6 +9,7 @@
 //! | module | contents |
 //! |---|---|
 //! | `appending` | producers' batches: rejected, recognised as duplicates, or proposed |
+//! | `host` | what a partition asks of its core |
 //! | `pacing` | how far a leader runs ahead of its replicas |
 //! | `reads` | consumers' reads |
 //! | `peering` | messages from and to the group's other replicas |
@@ -27,7 +28,9 @@ mod appending;
 mod catch_up;
 mod errors;
 mod health;
+pub mod host;
 mod leading;
+pub mod pace;
 mod pacing;
 mod peering;
 pub mod producers;
@@ -50,8 +53,8 @@ use snapshots::Coming;
 
 use crate::{
     config::topic::TopicConfig,
-    core::Core,
     partition::{
+        host::Host,
         producers::{Producers, gaps::Gaps, share::Cut},
         replica::{Payload, Replica, Replicated},
     },
@@ -118,6 +121,18 @@ impl std::fmt::Display for TopicPartition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}-{}", self.topic, self.partition)
     }
+}
+
+/// The leader of a partition of this broker, as the local replica knows it.
+#[derive(Clone, Debug)]
+pub struct Led {
+    pub group: GroupId,
+    pub name: TopicPartition,
+    /// `None`: no leader any more, as far as this replica knows.
+    pub node: Option<i32>,
+    pub epoch: LeaderEpoch,
+    /// If this broker leads the partition: the nodes in sync.
+    pub in_sync: Vec<i32>,
 }
 
 pub struct Partition {
@@ -266,8 +281,8 @@ impl Partition {
 
     /// The error for a client that takes this replica for the leader. It sends the client to find the leader, or
     /// reports failed storage while no other node leads.
-    pub fn why_not_led_here(&self, core: &Core) -> PartitionError {
-        let is_led_elsewhere = || core.leader_of(self.group()).is_some_and(|leader| leader.node != core.node());
+    pub fn why_not_led_here(&self, core: &Rc<impl Host>) -> PartitionError {
+        let is_led_elsewhere = || core.leader_of(self.group()).is_some_and(|leader| leader != core.node());
         match self.state.borrow().failed && !is_led_elsewhere() {
             true => PartitionError::Storage,
             false => PartitionError::NotLeader,
@@ -299,8 +314,8 @@ impl Partition {
         Some((state.epochs[after - 1].0, end))
     }
 
-    pub fn log_start(&self, core: &Core) -> u64 {
-        core.store.log(self.group()).map_or(0, |log| log.start_offset)
+    pub fn log_start(&self, core: &Rc<impl Host>) -> u64 {
+        core.store().log(self.group()).map_or(0, |log| log.start_offset)
     }
 
     pub fn high_watermark(&self) -> u64 {
@@ -316,7 +331,7 @@ impl Partition {
 impl Partition {
     /// Moves the log's start to `offset`. This takes a log entry like any other, so every replica moves its start
     /// too.
-    pub fn trim(self: &Rc<Self>, core: &Rc<Core>, offset: u64) -> Result<(), PartitionError> {
+    pub fn trim(self: &Rc<Self>, core: &Rc<impl Host>, offset: u64) -> Result<(), PartitionError> {
         assert!(offset <= self.high_watermark(), "only committed records are trimmed");
         self.replica.propose(EntryData::LogStart { offset }.encode(), None)?;
         self.stir(core);
@@ -330,29 +345,29 @@ impl Partition {
     }
 
     /// Updates the core's count of remembered idempotent producers.
-    pub fn count_producers(&self, core: &Core) {
+    pub fn count_producers(&self, core: &Rc<impl Host>) {
         let now = self.with_producers(Producers::remembered);
-        core.producers_share.changed(self.producers_counted.replace(now), now);
+        core.producers_share().changed(self.producers_counted.replace(now), now);
     }
 
     /// Evicts idempotent producers because those of all partitions take too much memory. Returns the number
     /// evicted.
-    pub fn forget_producers(&self, core: &Core, cut: Cut) -> usize {
+    pub fn forget_producers(&self, core: &Rc<impl Host>, cut: Cut) -> usize {
         let forgotten = self.state.borrow_mut().producers.forget(cut);
         self.forgot_producers(core, forgotten);
         forgotten
     }
 
-    fn forgot_producers(&self, core: &Core, forgotten: usize) {
+    fn forgot_producers(&self, core: &Rc<impl Host>, forgotten: usize) {
         if forgotten > 0 {
             self.count_producers(core);
             // Otherwise the state that the store holds for its checkpoints would still name them.
-            core.store.app_has_changed(self.group());
+            core.store().app_has_changed(self.group());
         }
     }
 
     /// Evicts idempotent producers that wrote nothing for `expiration_ms`.
-    pub fn expire_producers(&self, core: &Core, now_ms: i64, expiration_ms: i64) {
+    pub fn expire_producers(&self, core: &Rc<impl Host>, now_ms: i64, expiration_ms: i64) {
         let forgotten = self.state.borrow_mut().producers.expire(now_ms, expiration_ms);
         self.forgot_producers(core, forgotten);
         if forgotten > 0 {
@@ -395,11 +410,11 @@ impl Partition {
     }
 
     /// Drops or wakes all waiting requests: the partition is gone from this core.
-    pub fn close(&self, core: &Core) {
+    pub fn close(&self, core: &Rc<impl Host>) {
         self.replica.close();
-        core.producers_share.changed(self.producers_counted.take(), 0);
+        core.producers_share().changed(self.producers_counted.take(), 0);
         self.established.set(false);
-        self.stop_counting_health(core);
+        self.stop_counting_health(core.metrics());
         let mut state = self.state.borrow_mut();
         state.waiting.clear();
         state.waiting_here.clear();
@@ -418,16 +433,16 @@ impl Partition {
     }
 }
 
-impl Replicated for Partition {
+impl<H: Host> Replicated<H> for Partition {
     fn replica(&self) -> &Replica {
         &self.replica
     }
 
-    fn restore(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {
+    fn restore(&self, core: &Rc<H>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {
         self.begin_anew(core, mark)
     }
 
-    fn send(&self, core: &Rc<Core>, messages: Vec<Message>) {
+    fn send(&self, core: &Rc<H>, messages: Vec<Message>) {
         self.send_all(core, messages);
     }
 
@@ -457,7 +472,7 @@ impl Replicated for Partition {
         state.tail_bytes += bytes;
     }
 
-    fn apply(&self, core: &Rc<Core>, mut entries: Vec<Entry>) {
+    fn apply(&self, core: &Rc<H>, mut entries: Vec<Entry>) {
         let unreadable = self.first_unreadable(&entries);
         if let Some((at, why)) = unreadable {
             let index = entries[at].index;
@@ -483,17 +498,17 @@ impl Replicated for Partition {
                 EntryData::Batch(batch) => {
                     state.high_watermark = batch.base_offset + u64::from(batch.count);
                     if leads {
-                        core.metrics.produce_batches_total.add(1);
-                        core.metrics.produce_records_total.add(u64::from(batch.count));
-                        core.metrics.produce_bytes_total.add(u64::from(batch.bytes));
+                        core.metrics().produce_batches_total.add(1);
+                        core.metrics().produce_records_total.add(u64::from(batch.count));
+                        core.metrics().produce_bytes_total.add(u64::from(batch.bytes));
                     }
                 }
-                EntryData::LogStart { offset } => core.store.set_log_start(self.group(), offset),
+                EntryData::LogStart { offset } => core.store().set_log_start(self.group(), offset),
             }
         }
         state.producers.commit_to(last);
         let producers = state.producers.remembered();
-        core.producers_share.changed(self.producers_counted.replace(producers), producers);
+        core.producers_share().changed(self.producers_counted.replace(producers), producers);
         while let Some(applied) = state.tail.pop_front_if(|entry| entry.index <= last) {
             state.tail_bytes -= applied.bytes;
         }
@@ -508,7 +523,7 @@ impl Replicated for Partition {
         self.wake_fetches();
     }
 
-    fn still_leads(&self, _core: &Rc<Core>, reads: &[ReadIndex]) {
+    fn still_leads(&self, _core: &Rc<H>, reads: &[ReadIndex]) {
         let mut state = self.state.borrow_mut();
         // A quorum that answered one read has answered all earlier ones.
         let sure = reads.iter().map(|read| read.token).max().unwrap_or(0);
@@ -517,13 +532,13 @@ impl Replicated for Partition {
         }
     }
 
-    fn before_ready(&self, core: &Rc<Core>) {
+    fn before_ready(&self, core: &Rc<H>) {
         // If a leader was deposed, other entries may take the place of its own. Requests that wait for its entries
         // must fail before that.
         self.follow_leader(core);
     }
 
-    fn persisted(&self, core: &Rc<Core>) {
+    fn persisted(&self, core: &Rc<H>) {
         self.follow_leader(core);
         let stable = self.replica.with(|raft| raft.stable());
         let mut state = self.state.borrow_mut();
@@ -532,13 +547,20 @@ impl Replicated for Partition {
         }
     }
 
-    fn settled(&self, core: &Rc<Core>) {
+    fn settled(&self, core: &Rc<H>) {
         self.follow_leader(core);
         self.cut_snapshot_if_wanted(core);
         self.fetch_what_lacks(core);
     }
 
     fn storage_failed(&self) {
+        self.fail();
+    }
+}
+
+impl Partition {
+    /// The storage of this core has failed: nothing that waits here will ever be durable.
+    pub fn fail(&self) {
         let mut state = self.state.borrow_mut();
         state.failed = true;
         state.refuse_all(PartitionError::Storage);
@@ -547,9 +569,7 @@ impl Replicated for Partition {
         self.pacing.freed.notify();
         self.wake_fetches();
     }
-}
 
-impl Partition {
     /// The first of these committed entries that can't be applied: its position in the slice, and the reason.
     fn first_unreadable(&self, entries: &[Entry]) -> Option<(usize, EntryError)> {
         let state = self.state.borrow();

@@ -10,13 +10,12 @@
 //!   memory ([`Admission::ahead_max`](super::admission::Admission::ahead_max)). A replica that takes less than 4 MiB a
 //!   second meanwhile is left behind ([`HELD_MAX`]): nobody waits for it until it has caught up.
 
-use super::Partition;
-use crate::core::Core;
+use super::{Partition, host::Host};
 use runtime::{
     clock,
     sync::{Notify, race},
 };
-use std::{cell::RefCell, collections::VecDeque, time::Duration};
+use std::{cell::RefCell, collections::VecDeque, rc::Rc, time::Duration};
 use types::RaftIndex;
 
 /// How long slower replicas may hold appends up. So many bytes that are appended give as much time again.
@@ -107,12 +106,12 @@ impl Partition {
     pub const ROOM_BYTES: usize = 8 << 20;
 
     /// Whether an append of so many bytes need not wait. It need not either where it will be rejected.
-    pub fn has_room(&self, core: &Core, bytes: usize) -> bool {
+    pub fn has_room(&self, core: &Rc<impl Host>, bytes: usize) -> bool {
         self.waits_for(core, bytes).is_none()
     }
 
     /// Waits until the partition takes an append of so many bytes. Only one append of a partition waits here.
-    pub async fn room(&self, core: &Core, bytes: usize) {
+    pub async fn room(&self, core: &Rc<impl Host>, bytes: usize) {
         while let Some(waits_for) = self.waits_for(core, bytes) {
             let freed = self.pacing.freed.next();
             if matches!(waits_for, WaitsFor::Commits) {
@@ -132,7 +131,7 @@ impl Partition {
         }
     }
 
-    fn waits_for(&self, core: &Core, bytes: usize) -> Option<WaitsFor> {
+    fn waits_for(&self, core: &Rc<impl Host>, bytes: usize) -> Option<WaitsFor> {
         if !self.leads() {
             return None;
         }
@@ -140,7 +139,7 @@ impl Partition {
         if unapplied > 0 && unapplied + bytes > Self::ROOM_BYTES {
             return Some(WaitsFor::Commits);
         }
-        let has_room = || self.pacing.ahead.borrow().has_room(bytes, core.admission.ahead_max());
+        let has_room = || self.pacing.ahead.borrow().has_room(bytes, core.admission().ahead_max());
         if !has_room() {
             let matched = self.others_have(core);
             self.change_ahead(core, |ahead| ahead.take(&matched));
@@ -148,29 +147,29 @@ impl Partition {
         (!has_room()).then_some(WaitsFor::Replicas)
     }
 
-    fn change_ahead(&self, core: &Core, change: impl FnOnce(&mut Ahead)) {
+    fn change_ahead(&self, core: &Rc<impl Host>, change: impl FnOnce(&mut Ahead)) {
         let mut ahead = self.pacing.ahead.borrow_mut();
         let before = ahead.bytes;
         change(&mut ahead);
-        core.admission.is_ahead(before > 0, ahead.bytes > 0);
+        core.admission().is_ahead(before > 0, ahead.bytes > 0);
     }
 
     /// The last index of each other voter that is reachable.
-    fn others_have(&self, core: &Core) -> Vec<RaftIndex> {
+    fn others_have(&self, core: &Rc<impl Host>) -> Vec<RaftIndex> {
         let (progress, me) = self.replica.with(|raft| (raft.progress(), raft.peer()));
         let others = progress.iter().filter(|peer| peer.voter && peer.peer != me && self.is_there(core, peer.peer));
         others.map(|peer| peer.matched).collect()
     }
 
     /// This leader has appended an entry.
-    pub(super) fn runs_ahead(&self, core: &Core, index: RaftIndex, bytes: usize) {
+    pub(super) fn runs_ahead(&self, core: &Rc<impl Host>, index: RaftIndex, bytes: usize) {
         if self.is_shared() {
             self.change_ahead(core, |ahead| ahead.push(index, bytes));
         }
     }
 
     /// This replica no longer leads.
-    pub(super) fn ends_pacing(&self, core: &Core) {
+    pub(super) fn ends_pacing(&self, core: &Rc<impl Host>) {
         self.change_ahead(core, |ahead| *ahead = Ahead::default());
         self.pacing.freed.notify();
     }

@@ -6,9 +6,11 @@
 
 use super::Partition;
 use crate::{
-    core::Core,
     log_limit::Admitted,
-    partition::replica::{self, Payload},
+    partition::{
+        host::Host,
+        replica::{self, Payload},
+    },
 };
 use bytes::Bytes;
 use consensus::{
@@ -27,7 +29,7 @@ use wal::record::Span;
 
 /// Sending to the other replicas.
 impl Partition {
-    pub(super) fn send_all(&self, core: &Rc<Core>, messages: Vec<Message>) {
+    pub(super) fn send_all(&self, core: &Rc<impl Host>, messages: Vec<Message>) {
         for message in messages {
             match message.get_msg_type() {
                 MessageType::MsgAppend => self.send_append(core, message),
@@ -37,8 +39,8 @@ impl Partition {
         }
     }
 
-    pub(super) fn send(&self, core: &Core, lane: Lane, message: Message) {
-        core.peers().send_on(lane, message.to, PeerMessage::Raft { group: self.group(), message });
+    pub(super) fn send(&self, core: &Rc<impl Host>, lane: Lane, message: Message) {
+        core.send_on(lane, message.to, PeerMessage::Raft { group: self.group(), message });
     }
 }
 
@@ -49,7 +51,7 @@ pub(super) fn has_batch(entry: &consensus::group::RaftEntry) -> bool {
 /// Receiving from the other replicas.
 impl Partition {
     /// Takes a message of another replica, with the batches of its entries.
-    pub fn receive(self: &Rc<Self>, core: &Rc<Core>, message: Message, payloads: Vec<(usize, Bytes)>) {
+    pub fn receive(self: &Rc<Self>, core: &Rc<impl Host>, message: Message, payloads: Vec<(usize, Bytes)>) {
         if self.state.borrow().failed {
             return;
         }
@@ -63,21 +65,21 @@ impl Partition {
                     self.answer_committed();
                     self.pacing.freed.notify();
                 }
-                core.ready_loop.wake(self.clone());
+                core.ready_loop().wake(self.clone());
             }
         }
     }
 
     /// Takes a leader's entries, as many as the ring has room for, if every batch is there and intact. The leader
     /// resends dropped entries.
-    fn take_entries(self: &Rc<Self>, core: &Rc<Core>, mut message: Message, mut payloads: Vec<(usize, Bytes)>) {
+    fn take_entries(self: &Rc<Self>, core: &Rc<impl Host>, mut message: Message, mut payloads: Vec<(usize, Bytes)>) {
         // Together with the claim, so that the store makes room for both.
-        let claimed = core.admission.claimed();
+        let claimed = core.admission().claimed();
         let wanted = record_bytes(&message, &payloads).sum::<usize>() + claimed;
-        let room = core.store.room(wanted).saturating_sub(claimed);
+        let room = core.store().room(wanted).saturating_sub(claimed);
         let fitting = fitting(record_bytes(&message, &payloads), room);
         if fitting < message.entries.len() {
-            core.metrics.replication_refused_total.add(1);
+            core.metrics().replication_refused_total.add(1);
             message.entries.truncate(fitting);
             payloads.retain(|(place, _)| *place < fitting);
             tracing::debug!(partition = %self.name, fitting, "the ring has no room for all received batches");
@@ -89,9 +91,9 @@ impl Partition {
                 self.replica.drop_payloads();
             }
             Err(why) => {
-                core.metrics.replication_damaged_total.add(1);
+                core.metrics().replication_damaged_total.add(1);
                 let from = message.from;
-                if let Some(Admitted { left_out }) = core.partition_log.admit(clock::now(), self.group(), why) {
+                if let Some(Admitted { left_out }) = core.partition_log().admit(clock::now(), self.group(), why) {
                     tracing::warn!(
                         partition = %self.name, from, why, left_out, "entries of another replica were dropped"
                     );
@@ -143,16 +145,16 @@ impl Partition {
     }
 
     /// The leader says that the group is at rest. If this replica has everything, its timers stop.
-    pub fn rest(&self, core: &Rc<Core>, rest: Rest) {
+    pub fn rest(&self, core: &Rc<impl Host>, rest: Rest) {
         if self.replica.with(|raft| raft.rests_at(rest.at)) {
-            core.groups.rests(self.group());
+            core.rests(self.group());
         }
     }
 
     /// Something happened, so the group's timers must run.
-    pub(super) fn stir(&self, core: &Rc<Core>) {
+    pub(super) fn stir(&self, core: &Rc<impl Host>) {
         if self.is_shared() {
-            core.groups.stirs(self.group());
+            core.stirs(self.group());
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Consumers' reads of a partition: whole batches below its high watermark.
 
-use super::{Partition, errors::PartitionError};
-use crate::{core::Core, log_limit::Admitted};
+use super::{Partition, errors::PartitionError, host::Host};
+use crate::log_limit::Admitted;
 use bytes::Bytes;
 use runtime::clock;
-use std::pin::Pin;
+use std::{pin::Pin, rc::Rc};
 use types::LeaderEpoch;
 use wal::store::read::{self as log_read, Read, ReadError};
 
@@ -22,7 +22,7 @@ pub enum FetchRead {
 
 impl Partition {
     /// KIP-320: a client with an older leader epoch is fenced. One with a newer epoch retries.
-    pub fn check_epoch(&self, core: &Core, client: LeaderEpoch) -> Result<(), PartitionError> {
+    pub fn check_epoch(&self, core: &Rc<impl Host>, client: LeaderEpoch) -> Result<(), PartitionError> {
         if !self.leads() {
             return Err(self.why_not_led_here(core));
         }
@@ -35,12 +35,12 @@ impl Partition {
     }
 
     /// Whole batches from the one that holds `offset`, up to offset `below`.
-    pub fn read(&self, core: &Core, offset: u64, below: u64, bytes_max: usize, at_least_one: bool) -> FetchRead {
+    pub fn read(&self, core: &Rc<impl Host>, offset: u64, below: u64, bytes_max: usize, at_least_one: bool) -> FetchRead {
         let bytes = |batches: Vec<log_read::Batch>| batches.into_iter().map(|batch| batch.bytes).collect();
-        match core.store.read(self.group(), offset, below, bytes_max, at_least_one) {
+        match core.store().read(self.group(), offset, below, bytes_max, at_least_one) {
             Read::Memory(batches) => FetchRead::Hot(bytes(batches)),
             Read::Cold(read) => {
-                let (name, group, log) = (self.name.clone(), self.group(), core.partition_log.clone());
+                let (name, group, log) = (self.name.clone(), self.group(), core.partition_log().clone());
                 FetchRead::Cold(Box::pin(async move {
                     read.await.map(bytes).map_err(|error| {
                         if matches!(error, ReadError::Changed) {

@@ -8,10 +8,8 @@
 //! to, or not at all; nothing is applied before it is committed; a message that promises durability leaves only
 //! once that is true.
 
-use crate::{
-    cluster::meta::META_GROUP,
-    core::{Core, Store},
-};
+use super::host::Host;
+use crate::host::disk::Store;
 use bytes::Bytes;
 use consensus::group::{Entry, Group, Message, ProposeError, ReadIndex, Ready, SnapshotMark};
 use net::records::batch::HEADER_BYTES;
@@ -23,7 +21,7 @@ use std::{
     rc::Rc,
     time::Instant,
 };
-use types::{GroupId, HardState, Position, RaftIndex};
+use types::{GroupId, HardState, META_GROUP, Position, RaftIndex};
 use wal::{
     record::{self, Span},
     store::{AppendError, LogPos},
@@ -98,29 +96,29 @@ impl Replica {
 
     /// Steps the group with a peer's message. A message that no replica of the group can have sent is dropped,
     /// counted and logged.
-    pub fn step(&self, core: &Core, message: Message) {
+    pub fn step(&self, core: &Rc<impl Host>, message: Message) {
         let from = message.from;
         let unfit = self.with(|raft| {
             raft.step(message);
             raft.take_unfit()
         });
         if let Some(unfit) = unfit {
-            core.groups.refused(core, self.id, from, &unfit);
+            core.refused(self.id, from, &unfit);
         }
     }
 
     /// Whether a peer's message may be stepped. If not, it is counted and logged.
-    pub fn is_fit(&self, core: &Core, message: &Message) -> bool {
+    pub fn is_fit(&self, core: &Rc<impl Host>, message: &Message) -> bool {
         let checked = self.with(|raft| raft.check_message(message));
         if let Err(unfit) = &checked {
-            core.groups.refused(core, self.id, message.from, unfit);
+            core.refused(self.id, message.from, unfit);
         }
         checked.is_ok()
     }
 
     /// Steps a leader's entries, with all their payloads. The entries that the group accepts are in its next Ready,
     /// which the caller must take at once.
-    pub fn step_with(&self, core: &Core, message: Message, payloads: Vec<(Position, Payload)>) {
+    pub fn step_with(&self, core: &Rc<impl Host>, message: Message, payloads: Vec<(Position, Payload)>) {
         let mut held = self.payloads.borrow_mut();
         assert!(held.is_empty(), "group {}: a follower stages entries when it takes them", self.id.0);
         held.extend(payloads);
@@ -145,7 +143,12 @@ impl Replica {
 
     /// Stages what a Ready wants persisted. Returns the position that must be durable for that, or `None` if
     /// nothing was staged.
-    fn persist(&self, store: &Store, group: &dyn Replicated, ready: &mut Ready) -> Result<Option<LogPos>, AppendError> {
+    fn persist<H>(
+        &self,
+        store: &Store,
+        group: &dyn Replicated<H>,
+        ready: &mut Ready,
+    ) -> Result<Option<LogPos>, AppendError> {
         let mut position = None;
         if let Some(first) =
             ready.entries.first().filter(|first| store.log(self.id).is_some_and(|log| first.index <= log.last_index))
@@ -189,12 +192,12 @@ struct Persisting {
 }
 
 /// The owner of a replica: a partition, or the cluster's metadata.
-pub trait Replicated {
+pub trait Replicated<H> {
     fn replica(&self) -> &Replica;
     /// The loop is about to ask the group what is ready: the last moment to propose.
-    fn before_ready(&self, _core: &Rc<Core>) {}
+    fn before_ready(&self, _core: &Rc<H>) {}
     /// Replaces the whole state by a staged snapshot. Returns the position that must be durable for that.
-    fn restore(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError>;
+    fn restore(&self, core: &Rc<H>, mark: &SnapshotMark) -> Result<LogPos, AppendError>;
     /// Uncommitted entries from `index` on are truncated. Returns the offset at which the log now ends.
     fn truncated(&self, _index: RaftIndex) -> u64 {
         0
@@ -202,30 +205,35 @@ pub trait Replicated {
     /// The next entry of the log, proposed here or received from a leader, is about to be staged.
     fn staged(&self, _entry: &Entry, _payload: Option<&Payload>) {}
     /// Applies committed entries, in order, synchronously.
-    fn apply(&self, core: &Rc<Core>, entries: Vec<Entry>);
+    fn apply(&self, core: &Rc<H>, entries: Vec<Entry>);
     /// Answers to [`Group::read_index`].
-    fn still_leads(&self, _core: &Rc<Core>, _reads: &[ReadIndex]) {}
+    fn still_leads(&self, _core: &Rc<H>, _reads: &[ReadIndex]) {}
     /// More of the group's log is durable here.
-    fn persisted(&self, _core: &Rc<Core>) {}
+    fn persisted(&self, _core: &Rc<H>) {}
     /// The group has had its turn: act on a change of leader.
-    fn settled(&self, _core: &Rc<Core>) {}
+    fn settled(&self, _core: &Rc<H>) {}
     /// Sends messages to the group's other replicas. They may leave now.
-    fn send(&self, core: &Rc<Core>, messages: Vec<Message>);
+    fn send(&self, core: &Rc<H>, messages: Vec<Message>);
     /// The core's ring is lost, or the group has stopped: nothing that waits here will ever be durable or applied.
     fn storage_failed(&self);
 }
 
 /// The ready loop's own state: one per core.
-#[derive(Default)]
-pub struct ReadyLoop {
-    queued: RefCell<VecDeque<Rc<dyn Replicated>>>,
+pub struct ReadyLoop<H> {
+    queued: RefCell<VecDeque<Rc<dyn Replicated<H>>>>,
     persisting: RefCell<VecDeque<Persisting>>,
     work: Notify,
 }
 
-impl ReadyLoop {
+impl<H> Default for ReadyLoop<H> {
+    fn default() -> Self {
+        Self { queued: RefCell::default(), persisting: RefCell::default(), work: Notify::default() }
+    }
+}
+
+impl<H> ReadyLoop<H> {
     /// Has the loop look at this group in its next turn.
-    pub fn wake(&self, group: Rc<dyn Replicated>) {
+    pub fn wake(&self, group: Rc<dyn Replicated<H>>) {
         if !group.replica().queued.replace(true) {
             self.queued.borrow_mut().push_back(group);
             self.work.notify();
@@ -240,20 +248,20 @@ impl ReadyLoop {
 }
 
 /// Runs the ready loop of this core until its ring fails or the core stops.
-pub async fn run(core: Rc<Core>) {
+pub async fn run(core: Rc<impl Host>) {
     let follow = core.clone();
     runtime::spawn(async move { follow_durable(follow).await });
     loop {
-        let seen = core.ready_loop.work.version();
+        let seen = core.ready_loop().work.version();
         let (started, cpu) = (Instant::now(), runtime::clock::thread_cpu());
         if let Err(error) = turn(&core) {
             core.storage_failed(&error.to_string());
             return;
         }
-        core.metrics.raft_ready_loop_latency_seconds.record(started.elapsed());
-        core.metrics.raft_ready_loop_cpu_seconds.record(runtime::clock::thread_cpu() - cpu);
-        if core.ready_loop.is_idle(core.store.durable()) {
-            core.ready_loop.work.past(seen).await;
+        core.metrics().raft_ready_loop_latency_seconds.record(started.elapsed());
+        core.metrics().raft_ready_loop_cpu_seconds.record(runtime::clock::thread_cpu() - cpu);
+        if core.ready_loop().is_idle(core.store().durable()) {
+            core.ready_loop().work.past(seen).await;
         } else {
             // Other tasks run first if this one's time is up. Otherwise the next turn's entries join the same
             // write.
@@ -263,29 +271,29 @@ pub async fn run(core: Rc<Core>) {
 }
 
 /// Wakes the loop whenever more of the ring has become durable.
-async fn follow_durable(core: Rc<Core>) {
-    let mut durable = core.store.durable();
+async fn follow_durable(core: Rc<impl Host>) {
+    let mut durable = core.store().durable();
     loop {
-        match core.store.durable_past(durable).await {
+        match core.store().durable_past(durable).await {
             Ok(position) => durable = position,
             Err(poisoned) => return core.storage_failed(&poisoned.to_string()),
         }
-        core.ready_loop.work.notify();
+        core.ready_loop().work.notify();
     }
 }
 
 /// One turn: takes completions, stages entries and applies committed entries, for the groups queued at its start, as
 /// many as a turn takes.
-fn turn(core: &Rc<Core>) -> Result<(), AppendError> {
-    let ready_loop = &core.ready_loop;
-    let durable = core.store.durable();
+fn turn(core: &Rc<impl Host>) -> Result<(), AppendError> {
+    let ready_loop = core.ready_loop();
+    let durable = core.store().durable();
     let mut oldest: Option<Instant> = None;
     for _ in 0..GROUPS_A_TURN {
         let done = ready_loop.persisting.borrow_mut().pop_front_if(|next| next.position <= durable);
         let Some(done) = done else { break };
         oldest.get_or_insert(done.since);
         if done.group == META_GROUP {
-            core.metrics.metadata_wal_write_latency_seconds.record(done.since.elapsed());
+            core.metrics().metadata_wal_write_latency_seconds.record(done.since.elapsed());
         }
         // A group that was removed meanwhile needs no completions.
         if let Some(group) = core.group(done.group) {
@@ -296,7 +304,7 @@ fn turn(core: &Rc<Core>) -> Result<(), AppendError> {
         }
     }
     if let Some(oldest) = oldest {
-        core.metrics.wal_write_latency_seconds.record(oldest.elapsed());
+        core.metrics().wal_write_latency_seconds.record(oldest.elapsed());
     }
     // Groups that these wake wait for the next turn, after other tasks of this core.
     let waiting = ready_loop.queued.borrow().len();
@@ -315,13 +323,13 @@ fn turn(core: &Rc<Core>) -> Result<(), AppendError> {
 }
 
 /// Stages, sends and applies everything that the group has ready.
-fn settle(core: &Rc<Core>, group: &dyn Replicated) -> Result<(), AppendError> {
+fn settle<H: Host>(core: &Rc<H>, group: &dyn Replicated<H>) -> Result<(), AppendError> {
     while step(core, group)? {}
     Ok(())
 }
 
 /// Does this for the group's next Ready. Returns `false` if there was none.
-fn step(core: &Rc<Core>, group: &dyn Replicated) -> Result<bool, AppendError> {
+fn step<H: Host>(core: &Rc<H>, group: &dyn Replicated<H>) -> Result<bool, AppendError> {
     let replica = group.replica();
     if replica.closed.get() {
         return Ok(false);
@@ -337,10 +345,10 @@ fn step(core: &Rc<Core>, group: &dyn Replicated) -> Result<bool, AppendError> {
         return Ok(false);
     };
     let restored = ready.snapshot.as_ref().map(|mark| group.restore(core, mark)).transpose()?;
-    let position = replica.persist(&core.store, group, &mut ready)?.or(restored);
+    let position = replica.persist(&core.store(), group, &mut ready)?.or(restored);
     group.send(core, ready.messages);
     // A Ready without a write of its own counts as durable with the last write staged before it, never earlier.
-    let mut persisting = core.ready_loop.persisting.borrow_mut();
+    let mut persisting = core.ready_loop().persisting.borrow_mut();
     match position.or_else(|| persisting.back().map(|last| last.position)) {
         Some(position) => {
             let (group, number, since) = (replica.id, ready.number, Instant::now());
@@ -365,7 +373,7 @@ fn step(core: &Rc<Core>, group: &dyn Replicated) -> Result<bool, AppendError> {
 }
 
 /// Stages what was just proposed, so that the next caller sees how much room the ring has left.
-pub fn stage(core: &Rc<Core>, group: &dyn Replicated) {
+pub fn stage<H: Host>(core: &Rc<H>, group: &dyn Replicated<H>) {
     if let Err(error) = settle(core, group) {
         core.storage_failed(&error.to_string());
     }

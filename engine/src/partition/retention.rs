@@ -3,7 +3,10 @@
 //! Lives on: every core, for its own partitions. A log start moves by a committed entry, so it is the same after a
 //! restart.
 
-use crate::{core::Core, partition::Partition};
+use super::{
+    Partition,
+    host::{Host, in_turns},
+};
 use runtime::{
     clock,
     sync::{Either, race},
@@ -11,21 +14,21 @@ use runtime::{
 use std::rc::Rc;
 
 /// Checks every partition of this core each `log.retention.check.interval.ms`, until the broker stops.
-pub async fn run(core: Rc<Core>) {
+pub async fn run(core: Rc<impl Host>) {
     loop {
-        let pause = runtime::sleep(core.config.retention_check_interval());
-        if let Either::Second(()) = race(pause, core.lifecycle.stopping.wait()).await {
+        let pause = runtime::sleep(core.config().retention_check_interval());
+        if let Either::Second(()) = race(pause, core.stopping().wait()).await {
             return;
         }
         let mut of_unknown_age = Vec::new();
         let look = |partition: &Rc<Partition>| {
             let limited = partition.config().retention_ms.is_some();
-            if limited && core.store.lacks_file_times(partition.group(), clock::wall_ms()) {
+            if limited && core.store().lacks_file_times(partition.group(), clock::wall_ms()) {
                 of_unknown_age.push(partition.clone());
             }
             look_at(&core, partition);
         };
-        core.for_partitions_in_turns(look).await;
+        in_turns(&core, look).await;
         let mut turns = runtime::Turns::begin();
         for partition in of_unknown_age {
             look_at_files(&core, &partition).await;
@@ -36,8 +39,8 @@ pub async fn run(core: Rc<Core>) {
 
 /// Timestamps that say nothing about a segment's age (such as -1, or microseconds) must not keep it for ever. Its
 /// file's time counts instead.
-async fn look_at_files(core: &Rc<Core>, partition: &Rc<Partition>) {
-    match core.store.learn_file_times(partition.group(), clock::wall_ms()).await {
+async fn look_at_files(core: &Rc<impl Host>, partition: &Rc<Partition>) {
+    match core.store().learn_file_times(partition.group(), clock::wall_ms()).await {
         Ok(()) => look_at(core, partition),
         Err(error) => {
             tracing::warn!(partition = %partition.name, %error, "cannot read the modification time of a segment file")
@@ -45,10 +48,10 @@ async fn look_at_files(core: &Rc<Core>, partition: &Rc<Partition>) {
     }
 }
 
-fn look_at(core: &Rc<Core>, partition: &Rc<Partition>) {
+fn look_at(core: &Rc<impl Host>, partition: &Rc<Partition>) {
     let config = partition.config();
-    partition.expire_producers(core, clock::wall_ms(), core.config.producer_id_expiration_ms);
-    let wanted = core.store.retention(
+    partition.expire_producers(core, clock::wall_ms(), core.config().producer_id_expiration_ms);
+    let wanted = core.store().retention(
         partition.group(),
         clock::wall_ms(),
         config.retention_ms,

@@ -7,9 +7,9 @@
 
 use super::{Partition, State};
 use crate::{
-    core::Core,
     log_limit::Admitted,
     partition::{
+        host::Host,
         producers::{Producers, RestoreError},
         replica,
     },
@@ -72,14 +72,14 @@ pub(super) struct Coming {
 
 impl Partition {
     /// Gives the group the snapshot that a peer needs, if one needs any.
-    pub(super) fn cut_snapshot_if_wanted(&self, core: &Rc<Core>) {
+    pub(super) fn cut_snapshot_if_wanted(&self, core: &Rc<impl Host>) {
         if self.replica.with(|raft| raft.snapshot_wanted()) {
             self.cut_snapshot(core);
         }
     }
 
-    fn cut_snapshot(&self, core: &Rc<Core>) {
-        let Some(log) = core.store.log(self.group()) else { return };
+    fn cut_snapshot(&self, core: &Rc<impl Host>) {
+        let Some(log) = core.store().log(self.group()) else { return };
         self.replica.with(|raft| {
             let index = log.first_index.prev();
             raft.forget(index);
@@ -89,10 +89,10 @@ impl Partition {
         });
     }
 
-    pub(super) fn send_snapshot(&self, core: &Rc<Core>, mut message: Message) {
+    pub(super) fn send_snapshot(&self, core: &Rc<impl Host>, mut message: Message) {
         let index = RaftIndex::new(message.get_snapshot().get_metadata().index);
         let to = message.to;
-        let log = core.store.log(self.group());
+        let log = core.store().log(self.group());
         let Some(log) = log.filter(|log| log.first_index == index.next()) else {
             // The log's start has moved since.
             self.cut_snapshot(core);
@@ -101,19 +101,19 @@ impl Partition {
         let mut context = log.first_offset.to_le_bytes().to_vec();
         context.extend_from_slice(&self.state.borrow().producers.snapshot_at(index, PRODUCERS_BYTES_MAX));
         message.context = context.into();
-        if let Some(Admitted { left_out }) = core.partition_log.admit(clock::now(), self.group(), "sending a snapshot")
+        if let Some(Admitted { left_out }) = core.partition_log().admit(clock::now(), self.group(), "sending a snapshot")
         {
             tracing::info!(
                 partition = %self.name, to, %index, offset = log.first_offset, left_out,
                 "sending a snapshot: a replica lacks entries before the log's start"
             );
         }
-        core.metrics.replication_snapshots_total.add(1);
-        core.peers().send_on(Lane::Data, to, PeerMessage::Raft { group: self.group(), message });
+        core.metrics().replication_snapshots_total.add(1);
+        core.send_on(Lane::Data, to, PeerMessage::Raft { group: self.group(), message });
         self.replica.with(|raft| raft.report_snapshot(to, true));
     }
 
-    pub(super) fn take_snapshot(self: &Rc<Self>, core: &Rc<Core>, message: Message) {
+    pub(super) fn take_snapshot(self: &Rc<Self>, core: &Rc<impl Host>, message: Message) {
         let index = RaftIndex::new(message.get_snapshot().get_metadata().index);
         let Begin { offset, producers, blob } = match Begin::decode(&message.context) {
             Ok(begin) => begin,
@@ -132,14 +132,14 @@ impl Partition {
         self.coming.take();
     }
 
-    fn snapshot_dropped(&self, core: &Core, why: &str) {
-        if let Some(Admitted { left_out }) = core.partition_log.admit(clock::now(), self.group(), why) {
+    fn snapshot_dropped(&self, core: &Rc<impl Host>, why: &str) {
+        if let Some(Admitted { left_out }) = core.partition_log().admit(clock::now(), self.group(), why) {
             tracing::warn!(partition = %self.name, why, left_out, "a snapshot was dropped");
         }
     }
 
     /// Restarts the log after the snapshot that was just stepped.
-    pub(super) fn begin_anew(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {
+    pub(super) fn begin_anew(&self, core: &Rc<impl Host>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {
         let coming = self.coming.take().expect("a snapshot is stepped and taken in one step");
         let Coming { index, offset, mut producers, blob } = coming;
         assert_eq!(index, mark.at.index, "the stepped snapshot is the received one");
@@ -148,7 +148,7 @@ impl Partition {
         let app = AppState { index, blob, conf_state: mark.conf_state.clone() };
         let state = self.replica.with(|raft| raft.hard_state_with(index));
         let at = LogMark { index, term: mark.at.term, offset };
-        let position = core.store.restart_log(self.group(), state, at, app)?;
+        let position = core.store().restart_log(self.group(), state, at, app)?;
         self.state.replace(State { producers, end: offset, high_watermark: offset, ..State::default() });
         self.count_producers(core);
         self.wake_fetches();

@@ -4,7 +4,8 @@ use crate::{
     cluster::Cluster,
     ledger::{Violation, expect},
 };
-use engine::{cluster::meta::META_CORE, core::Core};
+use engine::core::Core;
+use types::META_CORE;
 
 /// The queues in which something of a client's request may wait (ARCHITECTURE.md, "Queues"), and their lengths.
 pub(super) fn queues(core: &Core) -> [(&'static str, usize); 18] {

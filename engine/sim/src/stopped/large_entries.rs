@@ -3,8 +3,12 @@
 use super::{answers, notices};
 use crate::{counts::Calm, node::Node};
 use consensus::metadata::{self, Command, Outcome, Rejection};
-use engine::cluster::meta::{self, CommandResult, META_GROUP, SubmitError};
+use engine::{
+    cluster::meta::{self, CommandResult, SubmitError},
+    partition::host::Parts as _,
+};
 use std::{cell::RefCell, rc::Rc, time::Duration};
+use types::META_GROUP;
 
 const MIB: usize = 1 << 20;
 /// Segments of the rings are eighths of them: 4 MiB, and 2 MiB on the last broker.

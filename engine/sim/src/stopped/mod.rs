@@ -10,15 +10,16 @@ use super::{
     node::Node,
 };
 use bytes::Bytes;
+use engine::partition::host::Parts as _;
 use net::{
     codec::response::Response,
     errors::ErrorCode,
     records::{build::BatchBuilder, compression::Codec},
 };
 use std::{rc::Rc, time::Duration};
-use types::GroupId;
+use types::{GroupId, META_GROUP};
 
-const META: GroupId = GroupId(0);
+const META: GroupId = META_GROUP;
 const A_WHILE: Duration = Duration::from_secs(10);
 
 fn batch() -> Bytes {

@@ -1,7 +1,7 @@
 //! Questions from any core to the metadata plane. Every question has a deadline, by which it is answered, if only with
 //! an error.
 
-use super::{META_CORE, Meta};
+use super::Meta;
 use crate::core::{
     Core, core_of_slice,
     messages::{DescribeQuorum, FindInSlice, Linearize, Submit},
@@ -16,7 +16,7 @@ use runtime::{
     sync::{Answer, Promise, promise},
 };
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
-use types::{RaftIndex, Term};
+use types::{META_CORE, RaftIndex, Term};
 
 /// The outcome of one command.
 pub type CommandResult = Result<Outcome, Rejection>;

@@ -6,7 +6,7 @@
 //!
 //! Invariants: only committed entries are visible; every entry has one record, so offsets have no gaps.
 
-use super::{META_GROUP, Meta, log_json};
+use super::{Meta, log_json};
 use crate::core::Core;
 use bytes::Bytes;
 use net::{
@@ -16,7 +16,7 @@ use net::{
 use runtime::sync::Marks;
 use slab::Slab;
 use std::{cell::RefCell, rc::Rc};
-use types::RaftIndex;
+use types::{META_GROUP, RaftIndex};
 use wal::{record::Entry, store::Entries};
 
 /// Most bytes of entries rendered by one fetch, unless the first entry is larger. It keeps the core free for other

@@ -74,13 +74,8 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use types::{CoreId, GroupId, RaftIndex};
+use types::{CoreId, META_GROUP, RaftIndex};
 use wal::store::{AppendError, LogPos};
-
-/// The metadata group.
-pub const META_GROUP: GroupId = GroupId(0);
-/// The core on which it runs.
-pub const META_CORE: CoreId = CoreId(0);
 
 /// One unit of the metadata group's timers.
 const TICK: Duration = Duration::from_millis(100);
@@ -331,7 +326,7 @@ fn by_owners(entry: SliceEntry, cores: usize) -> impl Iterator<Item = (usize, Pa
     parts.into_iter().enumerate().filter(|(_, parts)| !parts.is_empty())
 }
 
-impl Replicated for Meta {
+impl Replicated<Core> for Meta {
     fn replica(&self) -> &Replica {
         &self.replica
     }

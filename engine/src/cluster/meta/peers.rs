@@ -1,7 +1,7 @@
 //! Messages to and from other brokers: of the metadata group, of the planes, and pieces of snapshots.
 //! Lives on: core 0.
 
-use super::{META_GROUP, Meta};
+use super::Meta;
 use crate::{core::Core, partition::replica};
 use consensus::{
     group::{Message, MessageType},
@@ -10,7 +10,7 @@ use consensus::{
 };
 use runtime::clock;
 use std::rc::Rc;
-use types::RaftIndex;
+use types::{META_GROUP, RaftIndex};
 
 impl Meta {
     /// Sends the group's messages. A snapshot message is sent together with the snapshot's data.

@@ -5,8 +5,8 @@
 
 use super::{Submitting, submit_with};
 use crate::{
-    core::{Core, Led, messages::Watermarks},
-    partition::{Partition, TopicPartition},
+    core::{Core, messages::Watermarks},
+    partition::{Led, Partition, TopicPartition},
 };
 use ahash::AHashMap;
 use consensus::{

@@ -1,6 +1,6 @@
 //! Snapshots of the metadata: cut from all slices at one index, and kept for brokers that lag behind the log.
 
-use super::{META_GROUP, Meta};
+use super::Meta;
 use crate::{
     core::{Core, messages::Notice},
     log_limit::Admitted,
@@ -23,7 +23,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use types::{CoreId, Position, RaftIndex, SLICES, Term};
+use types::{CoreId, META_GROUP, Position, RaftIndex, SLICES, Term};
 use wal::store::{AppState, AppendError, LogPos, Poisoned, SnapshotError};
 
 /// Entries after which a snapshot is written even if the ring has room, so that a restart has little to replay. A

@@ -1,6 +1,6 @@
 //! Starts the metadata: from what the store recovered to a broker that knows everything committed.
 
-use super::{META_GROUP, Meta, Submitting, follow_peers, largest, reports, snapshot_when_wanted, submit_with, tick};
+use super::{Meta, Submitting, follow_peers, largest, reports, snapshot_when_wanted, submit_with, tick};
 use crate::{
     cluster::{
         internal_topics,
@@ -25,7 +25,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use types::{CoreId, Position, RaftIndex};
+use types::{CoreId, META_GROUP, Position, RaftIndex};
 use wal::{
     log::LogOptions,
     store::{RecoveredGroup, StoreDirs, snapshot},

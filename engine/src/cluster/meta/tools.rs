@@ -2,7 +2,7 @@
 //! cores.
 //! Lives on: core 0.
 
-use super::{META_CORE, SubmitError, Submitting, asks, describe_quorum, largest, may_read};
+use super::{SubmitError, Submitting, asks, describe_quorum, largest, may_read};
 use crate::{
     core::{
         Core,
@@ -17,6 +17,7 @@ use consensus::{
 };
 use net::errors::ErrorCode;
 use std::rc::Rc;
+use types::META_CORE;
 
 /// Most commands of one request.
 const COMMANDS_MAX: usize = 512;

@@ -2,7 +2,7 @@
 
 use super::waits::FetchId;
 use crate::{
-    cluster::meta::{self, LogWatch, META_GROUP},
+    cluster::meta::{self, LogWatch},
     core::{Core, long_work::Work, messages::Notice},
     memory::{Answers, Held},
     partition::{ColdFetch, FetchRead, Partition, Watch},
@@ -14,7 +14,7 @@ use runtime::{
     sync::{self, Either, Marks, race},
 };
 use std::{rc::Rc, time::Duration};
-use types::{GroupId, LeaderEpoch};
+use types::{GroupId, LeaderEpoch, META_GROUP};
 use wal::store::read::READ_AHEAD;
 
 /// Interval at which an owner reports a small increase of its bytes to the gathering core.

@@ -9,20 +9,20 @@
 //! next retry is not recognised as a duplicate. A producer with uncommitted batches stays.
 
 use crate::{
-    core::Core,
-    partition::{Partition, producers::PRODUCER_BYTES},
+    partition::{
+        host::{Host, in_turns_while},
+        producers::PRODUCER_BYTES,
+    },
 };
 use runtime::sync::{Either, Notify, race};
 use std::{cell::Cell, rc::Rc, time::Duration};
-use types::{GroupId, RaftIndex};
+use types::RaftIndex;
 
 /// When a producer wrote last: its last batch's timestamp, then that batch's index in the partition's log.
 pub type Written = (i64, RaftIndex);
 
 /// An eviction also frees this fraction of the share (one part in `HEADROOM`), so that the next is not due at once.
 const HEADROOM: usize = 16;
-/// Producers to look at before the task yields. A partition is never split.
-const PRODUCERS_A_TURN: usize = 4096;
 /// Most producers that are sampled to find the least recent. With more, only each second, third, … is looked at.
 const SAMPLES: usize = 65_536;
 /// Pause when no producer may be evicted: all candidates have uncommitted batches.
@@ -81,25 +81,25 @@ pub fn cut(mut samples: Vec<Written>, count: usize, excess: usize) -> Option<Cut
 }
 
 /// Keeps this core's producers within their share, until the broker stops.
-pub async fn run(core: Rc<Core>) {
+pub async fn run(core: Rc<impl Host>) {
     loop {
-        let share = &core.producers_share;
-        while share.is_over() && !core.is_stopping() {
+        let share = core.producers_share();
+        while share.is_over() && !core.stopping().is_set() {
             if forget(&core).await == 0 {
-                race(runtime::sleep(PAUSE), core.lifecycle.stopping.wait()).await;
+                race(runtime::sleep(PAUSE), core.stopping().wait()).await;
             }
         }
-        if let Either::Second(()) = race(share.over.next(), core.lifecycle.stopping.wait()).await {
+        if let Either::Second(()) = race(share.over.next(), core.stopping().wait()).await {
             return;
         }
     }
 }
 
 /// Looks through all partitions, then evicts. Returns the number evicted.
-async fn forget(core: &Rc<Core>) -> usize {
-    let every = core.producers_share.remembered().div_ceil(SAMPLES).max(1);
+async fn forget(core: &Rc<impl Host>) -> usize {
+    let every = core.producers_share().remembered().div_ceil(SAMPLES).max(1);
     let (mut samples, mut seen) = (Vec::new(), 0);
-    in_turns(core, |partition| {
+    in_turns_while(core, |partition| {
         partition.with_producers(|producers| {
             for written in producers.written() {
                 if seen % every == 0 {
@@ -111,33 +111,17 @@ async fn forget(core: &Rc<Core>) -> usize {
         true
     })
     .await;
-    let excess = core.producers_share.excess();
+    let excess = core.producers_share().excess();
     let Some(mut cut) = cut(samples, seen, excess) else { return 0 };
-    in_turns(core, |partition| {
+    in_turns_while(core, |partition| {
         cut.at_most -= partition.forget_producers(core, cut);
         cut.at_most > 0
     })
     .await;
     let forgotten = excess - cut.at_most;
-    core.metrics.producers_forgotten_total.add(forgotten as u64);
-    tracing::debug!(core = core.id().0, forgotten, "forgot idempotent producers, since their share of memory is full");
+    core.metrics().producers_forgotten_total.add(forgotten as u64);
+    tracing::debug!(forgotten, "forgot idempotent producers, since their share of memory is full");
     forgotten
-}
-
-/// Calls `each` for each partition of this core until it returns `false`, and yields in between.
-async fn in_turns(core: &Rc<Core>, mut each: impl FnMut(&Rc<Partition>) -> bool) {
-    let (mut turns, mut looked_at, mut next) = (runtime::Turns::begin(), 0, GroupId(0));
-    while let Some(partition) = core.partition_from(next) {
-        next = GroupId(partition.group().0 + 1);
-        looked_at += 1 + partition.with_producers(|producers| producers.remembered());
-        if !each(&partition) {
-            return;
-        }
-        if looked_at >= PRODUCERS_A_TURN {
-            looked_at = 0;
-            turns.give_way().await;
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,165 @@
+//! The core as the host of its partitions.
+
+use super::Core;
+use crate::{
+    config::Config,
+    host::disk::Store,
+    liveness,
+    log_limit::LogLimit,
+    metrics::CoreMetrics,
+    partition::{
+        Led, Partition,
+        admission::Admission,
+        host::{Events, Liveness, Parts, Way},
+        pace::Pace,
+        producers::share::ProducersShare,
+        replica::{ReadyLoop, Replicated},
+    },
+};
+use consensus::{
+    group::{Unfit, Unreadable},
+    wire::PeerMessage,
+};
+use net::peer::Lane;
+use runtime::sync::Flag;
+use std::{rc::Rc, time::Duration};
+use types::{GroupId, META_GROUP};
+
+impl Parts for Core {
+    fn node(&self) -> i32 {
+        self.config.node_id
+    }
+
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn store(&self) -> &Store {
+        &self.store
+    }
+
+    fn metrics(&self) -> &CoreMetrics {
+        &self.metrics
+    }
+
+    fn ready_loop(&self) -> &ReadyLoop<Self> {
+        &self.ready_loop
+    }
+
+    fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
+    fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
+    fn producers_share(&self) -> &ProducersShare {
+        &self.producers_share
+    }
+
+    fn partition_log(&self) -> &Rc<LogLimit> {
+        &self.partition_log
+    }
+
+    fn stopping(&self) -> &Flag {
+        &self.lifecycle.stopping
+    }
+
+    fn partition(&self, group: GroupId) -> Option<Rc<Partition>> {
+        Core::partition(self, group)
+    }
+
+    fn partition_from(&self, group: GroupId) -> Option<Rc<Partition>> {
+        self.partitions.borrow().range(group..).next().map(|(_, partition)| partition.clone())
+    }
+
+    fn group(&self, group: GroupId) -> Option<Rc<dyn Replicated<Self>>> {
+        if group == META_GROUP {
+            return self.meta.get().map(|meta| meta.clone() as Rc<dyn Replicated<Self>>);
+        }
+        self.partition(group).map(|partition| partition as Rc<dyn Replicated<Self>>)
+    }
+
+    fn largest_entry(&self) -> usize {
+        Core::largest_entry(self)
+    }
+}
+
+impl Liveness for Core {
+    fn stirs(&self, group: GroupId) {
+        self.groups.stirs(group);
+    }
+
+    fn rests(&self, group: GroupId) {
+        self.groups.rests(group);
+    }
+
+    fn sleeps_on(&self, group: GroupId) -> bool {
+        self.groups.sleeps_on(group)
+    }
+
+    fn ran_for(&self) -> Duration {
+        self.groups.ran_for()
+    }
+
+    fn is_there(&self, group: GroupId, node: i32) -> bool {
+        self.groups.is_there(self, group, node)
+    }
+
+    fn can_lead(&self, group: GroupId, node: i32) -> bool {
+        self.groups.can_lead(self, group, node)
+    }
+
+    fn is_well(&self) -> bool {
+        liveness::is_well(self)
+    }
+}
+
+impl Way for Core {
+    fn send_on(&self, lane: Lane, to: u64, message: PeerMessage) {
+        self.peers().send_on(lane, to, message);
+    }
+
+    async fn bulk_room(&self) {
+        self.peers().bulk_room().await;
+    }
+
+    fn has_peer(&self, peer: u64) -> bool {
+        self.peers().has_peer(peer)
+    }
+
+    fn peer_of(&self, node: i32) -> Option<u64> {
+        self.view(|view| view.broker(node).map(|broker| broker.peer))
+    }
+
+    fn refused(&self, group: GroupId, from: u64, unfit: &Unfit) {
+        self.groups.refused(self, group, from, unfit);
+    }
+}
+
+impl Events<Core> for Core {
+    fn leader_of(&self, group: GroupId) -> Option<i32> {
+        Core::leader_of(self, group).map(|leader| leader.node)
+    }
+
+    fn announce_leader(self: &Rc<Self>, led: Led) {
+        self.untold.borrow_mut().push(led);
+    }
+
+    fn tell_leaders(self: &Rc<Self>) {
+        Core::tell_leaders(self);
+    }
+
+    fn resigned(&self, group: GroupId) {
+        self.coordinators.resign(group);
+    }
+
+    fn storage_failed(&self, why: &str) {
+        Core::storage_failed(self, why);
+    }
+
+    fn group_stopped(&self, group: &dyn Replicated<Self>, why: &Unreadable) {
+        Core::group_stopped(self, group, why);
+    }
+}
