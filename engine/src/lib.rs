@@ -12,6 +12,7 @@ pub mod handlers;
 pub mod host;
 pub mod liveness;
 pub mod log_limit;
+pub mod long_work;
 pub mod memory;
 pub mod metrics;
 pub mod partition;

@@ -24,20 +24,17 @@
 //! Before a log is replayed, the view must show every topic that has commits in it.
 
 use crate::{
-    cluster::meta,
     config::Config,
     coordinator::{
-        self, AppendId, Context, Coordinator, Cursor, GroupRequest, GroupResponse, Incarnation, Now, Output, Room,
-        Topics, Wanted,
+        self, AppendId, Context, Coordinator, Cursor, GroupRequest, GroupResponse, Now, Output, Room, Topics,
+        Wanted, receipts::ReceiptId,
     },
-    core::{Core, long_work::Work, messages::Notice, receipts::ReceiptId},
-    handlers::{METADATA_TOPIC, metadata_log},
     log_limit::{Admitted, LogLimit},
-    memory::{Budget, GroupBytes},
-    partition::{Acks, Committed, FetchRead, Partition, PartitionError, admission::Turn},
+    long_work::{LongWork, Work},
+    memory::{Budget, GroupBytes, GroupState},
+    partition::{Acks, Committed, FetchRead, Partition, PartitionError, admission::Turn, host},
 };
 use bytes::Bytes;
-use consensus::metadata::View;
 use net::{
     StrBytes,
     errors::ErrorCode,
@@ -55,7 +52,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use types::GroupId;
+use types::{CoreId, GroupId};
 use wal::store::Admission;
 
 /// Bytes of the log read at a time while coordinators load: 4 MiB. They are replayed in turns.
@@ -72,22 +69,18 @@ const VIEW_PAUSE: Duration = Duration::from_millis(100);
 
 type Token = Promise<GroupResponse>;
 
-/// The topics in this core's view.
-struct Shown<'a>(&'a View);
-
-impl Topics for Shown<'_> {
-    fn find(&self, name: &str) -> Option<Incarnation> {
-        // The topic of the metadata's own log always exists.
-        if name == METADATA_TOPIC {
-            return Some(Incarnation { id: metadata_log::METADATA_TOPIC_ID, made: 0, made_ms: 0 });
-        }
-        let topic = self.0.topic(name)?;
-        Some(Incarnation { id: topic.id, made: topic.partitions[0].group.0, made_ms: topic.created_ms })
-    }
-
-    fn newest(&self) -> u64 {
-        self.0.newest_group()
-    }
+/// A core, as its group coordinators see it.
+pub trait Host: host::Host + AsRef<LongWork> {
+    fn id(&self) -> CoreId;
+    fn coordinators(&self) -> &Coordinators;
+    /// The memory for consumer groups.
+    fn group_state(&self) -> &GroupState;
+    /// Runs `look` on the topics in this core's view.
+    fn topics<R>(&self, look: impl FnOnce(&dyn Topics) -> R) -> R;
+    /// Waits until the view shows everything that was acknowledged before.
+    fn linearize(self: &Rc<Self>) -> impl Future<Output = Result<(), String>>;
+    /// Tells the core that waits for a receipt that this one has its own copy of the request.
+    fn received(self: &Rc<Self>, receipt: ReceiptId);
 }
 
 /// The coordinators of one core.
@@ -130,7 +123,7 @@ impl Coordinators {
     }
 
     /// The view has applied the deletion of a topic.
-    pub fn topic_deleted(&self, core: &Rc<Core>) {
+    pub fn topic_deleted(&self, core: &Rc<impl Host>) {
         let seats: Vec<Rc<Seat>> = self.seats.borrow().values().cloned().collect();
         for seat in seats {
             seat.call(core, |coordinator, now, _| coordinator.topic_deleted(now));
@@ -163,7 +156,7 @@ impl Coordinators {
 
 /// Begins to load the coordinator of an offsets partition on this core, if it has one, and waits for it for at most
 /// [`LOAD_WAIT`]. Returns whether requests to it need not wait for a load.
-pub async fn load_soon(core: Rc<Core>, group: GroupId) -> bool {
+pub async fn load_soon(core: Rc<impl Host>, group: GroupId) -> bool {
     let Some(seat) = seat(&core, group) else { return true };
     race(seat.loaded.wait(), runtime::sleep(LOAD_WAIT)).await;
     seat.loaded.is_set()
@@ -171,7 +164,7 @@ pub async fn load_soon(core: Rc<Core>, group: GroupId) -> bool {
 
 /// Approximate bytes of what the coordinator of an offsets partition will answer about these groups. 0 if this core
 /// has none, or if it does not load within [`LOAD_WAIT`].
-pub async fn weigh(core: Rc<Core>, group: GroupId, wanted: Vec<Wanted>) -> usize {
+pub async fn weigh(core: Rc<impl Host>, group: GroupId, wanted: Vec<Wanted>) -> usize {
     let Some(seat) = seat(&core, group) else { return 0 };
     race(seat.loaded.wait(), runtime::sleep(LOAD_WAIT)).await;
     let (mut work, mut sum) = (Work::on(&core), 0);
@@ -184,8 +177,8 @@ pub async fn weigh(core: Rc<Core>, group: GroupId, wanted: Vec<Wanted>) -> usize
 }
 
 /// The same for the list of its groups.
-pub fn weigh_list(core: Rc<Core>, group: GroupId) -> impl Future<Output = usize> {
-    let seat = core.coordinators.seats.borrow().get(&group).cloned();
+pub fn weigh_list(core: Rc<impl Host>, group: GroupId) -> impl Future<Output = usize> {
+    let seat = core.coordinators().seats.borrow().get(&group).cloned();
     let bytes = seat.and_then(|seat| seat.coordinator.borrow().as_ref().map(Coordinator::weigh_list));
     std::future::ready(bytes.unwrap_or(0))
 }
@@ -193,7 +186,7 @@ pub fn weigh_list(core: Rc<Core>, group: GroupId) -> impl Future<Output = usize>
 /// Passes a request that only reads to the coordinator of an offsets partition on this core. It is answered part by
 /// part, in turns. If the answer needs more than is left of the budget, it is refused with COORDINATOR_NOT_AVAILABLE.
 pub async fn read(
-    core: Rc<Core>,
+    core: Rc<impl Host>,
     group: GroupId,
     context: Context,
     request: GroupRequest,
@@ -213,7 +206,7 @@ pub async fn read(
     let mut next = Some(Cursor::default());
     while let Some(from) = next {
         let part = match &*seat.coordinator.borrow() {
-            Some(here) => core.view(|view| here.read(&Shown(view), context.version, &request, &from)),
+            Some(here) => core.topics(|topics| here.read(topics, context.version, &request, &from)),
             None => return refuse(ErrorCode::NotCoordinator),
         };
         if !budget.take(part.bytes) {
@@ -235,7 +228,7 @@ pub async fn read(
 /// request that may wait for members. It is given when the wait begins. Then nothing here has slices of the request's
 /// frame any more.
 pub async fn ask(
-    core: Rc<Core>,
+    core: Rc<impl Host>,
     group: GroupId,
     context: Context,
     request: GroupRequest,
@@ -245,14 +238,14 @@ pub async fn ask(
     let Some(seat) = seat(&core, group) else { return refuse(ErrorCode::NotCoordinator) };
     // As for reads.
     race(seat.loaded.wait(), runtime::sleep(LOAD_WAIT)).await;
-    let timeout = Duration::from_millis(core.config.offsets_commit_timeout_ms);
+    let timeout = Duration::from_millis(core.config().offsets_commit_timeout_ms);
     let deadline = clock::now() + timeout;
     let mut turn = seat.wait_for_room(&core, &request);
     if let Some(turn) = &mut turn {
         seat.call(&core, |coordinator, now, _| coordinator.request_waits(now, &request));
-        let waited = race(race(turn.come(&core.store), seat.ended.wait()), runtime::sleep(timeout)).await;
+        let waited = race(race(turn.come(core.store()), seat.ended.wait()), runtime::sleep(timeout)).await;
         if matches!(waited, Either::Second(())) {
-            core.metrics.admission_timed_out_total.add(1);
+            core.metrics().admission_timed_out_total.add(1);
             return refuse(ErrorCode::CoordinatorNotAvailable);
         }
     }
@@ -261,13 +254,13 @@ pub async fn ask(
     }
     let unanswered = refuse(ErrorCode::CoordinatorNotAvailable);
     let (token, answer) = promise();
-    let state = &core.memory.group_state;
+    let state = core.group_state();
     let room = Room { bytes: state.left(), new_groups: state.left_for_new_groups() };
     seat.call(&core, |coordinator, now, topics| coordinator.step(now, topics, room, &context, request, token));
     drop(turn);
     if let Some(receipt) = receipt {
         if !answer.is_settled() {
-            core.tell(receipt.awaited_by(), Notice::Receipt { receipt });
+            core.received(receipt);
         }
         return answer.await.unwrap_or(unanswered);
     }
@@ -277,24 +270,24 @@ pub async fn ask(
     }
 }
 
-fn seat(core: &Rc<Core>, group: GroupId) -> Option<Rc<Seat>> {
-    if let Some(seat) = core.coordinators.seats.borrow().get(&group) {
+fn seat(core: &Rc<impl Host>, group: GroupId) -> Option<Rc<Seat>> {
+    if let Some(seat) = core.coordinators().seats.borrow().get(&group) {
         return Some(seat.clone());
     }
     let partition = core.partition(group).filter(|partition| partition.leads())?;
-    let coordinator = Coordinator::new(settings(&core.config), fastrand::u64(..));
-    let coordinator = coordinator.log_with(core.coordinators.log.clone());
+    let coordinator = Coordinator::new(settings(core.config()), fastrand::u64(..));
+    let coordinator = coordinator.log_with(core.coordinators().log.clone());
     let seat = Rc::new(Seat {
         partition,
         coordinator: RefCell::new(Some(coordinator)),
-        held: Rc::new(core.memory.group_state.account()),
+        held: Rc::new(core.group_state().account()),
         appends: RefCell::default(),
         appended: Notify::default(),
         loaded: Flag::default(),
         ended: Flag::default(),
         called: Notify::default(),
     });
-    core.coordinators.seats.borrow_mut().insert(group, seat.clone());
+    core.coordinators().seats.borrow_mut().insert(group, seat.clone());
     runtime::spawn(run(core.clone(), seat.clone()));
     runtime::spawn(follow_appends(core.clone(), seat.clone()));
     Some(seat)
@@ -315,11 +308,11 @@ fn settings(config: &Config) -> coordinator::Config {
 
 impl Seat {
     /// Makes sure that no other coordinator has acknowledged newer commits, and that the view shows all topics.
-    async fn is_current(&self, core: &Rc<Core>) -> Result<(), ErrorCode> {
-        if !matches!(race(meta::linearize(core), runtime::sleep(LOAD_WAIT)).await, Either::First(Ok(()))) {
+    async fn is_current(&self, core: &Rc<impl Host>) -> Result<(), ErrorCode> {
+        if !matches!(race(core.linearize(), runtime::sleep(LOAD_WAIT)).await, Either::First(Ok(()))) {
             return Err(ErrorCode::CoordinatorLoadInProgress);
         }
-        let timeout = Duration::from_millis(core.config.offsets_commit_timeout_ms);
+        let timeout = Duration::from_millis(core.config().offsets_commit_timeout_ms);
         match race(self.partition.still_leading(core), runtime::sleep(timeout)).await {
             Either::First(Ok(())) => Ok(()),
             Either::First(Err(_)) => Err(ErrorCode::NotCoordinator),
@@ -330,12 +323,12 @@ impl Seat {
     /// Calls the coordinator once and performs all outputs that follow.
     fn call(
         &self,
-        core: &Rc<Core>,
+        core: &Rc<impl Host>,
         call: impl FnOnce(&mut Coordinator<Token>, Now, &dyn Topics) -> Vec<Output<Token>>,
     ) {
-        let now = core.coordinators.now();
+        let now = core.coordinators().now();
         let mut outputs = match &mut *self.coordinator.borrow_mut() {
-            Some(coordinator) => VecDeque::from(core.view(|view| call(coordinator, now, &Shown(view)))),
+            Some(coordinator) => VecDeque::from(core.topics(|topics| call(coordinator, now, topics))),
             None => return,
         };
         while let Some(output) = outputs.pop_front() {
@@ -364,14 +357,14 @@ impl Seat {
 
     /// If the ring has no room for what the request will append, returns the turn to await before the coordinator
     /// gets the request.
-    fn wait_for_room(&self, core: &Core, request: &GroupRequest) -> Option<Turn> {
+    fn wait_for_room(&self, core: &Rc<impl Host>, request: &GroupRequest) -> Option<Turn> {
         let bytes = self.coordinator.borrow().as_ref()?.append_bytes(request)?;
-        core.admission.pass(&core.store, self.partition.group(), bytes)
+        core.admission().pass(core.store(), self.partition.group(), bytes)
     }
 
-    fn append(&self, core: &Rc<Core>, id: AppendId, batch: Bytes) -> Result<(), ErrorCode> {
+    fn append(&self, core: &Rc<impl Host>, id: AppendId, batch: Bytes) -> Result<(), ErrorCode> {
         // The coordinator's state has already changed, so the append cannot wait for room. The client retries.
-        if core.store.admit(batch.len()) == Admission::Wait {
+        if core.store().admit(batch.len()) == Admission::Wait {
             return Err(ErrorCode::RequestTimedOut);
         }
         let info = BatchHeader::read(&batch).expect("the coordinator writes whole batches");
@@ -416,9 +409,9 @@ fn reply_all(outputs: Vec<Output<Token>>) {
 }
 
 /// A request was refused, or a part of it, because there is no memory for what it brings.
-fn on_refused(core: &Core, group: &StrBytes, bytes: usize) {
-    let state = &core.memory.group_state;
-    core.metrics.consumer_groups_refused_total.add(1);
+fn on_refused(core: &Rc<impl Host>, group: &StrBytes, bytes: usize) {
+    let state = core.group_state();
+    core.metrics().consumer_groups_refused_total.add(1);
     if let Some(left_out) = state.admit_line(clock::now()) {
         tracing::warn!(
             %group,
@@ -434,8 +427,8 @@ fn on_refused(core: &Core, group: &StrBytes, bytes: usize) {
 
 /// Warns of more groups than the memory budget allows, because it was lowered or a broker failed. They are served all
 /// the same: acknowledged offsets are never lost.
-fn tell_if_over(core: &Core) {
-    let state = &core.memory.group_state;
+fn tell_if_over(core: &Rc<impl Host>) {
+    let state = core.group_state();
     if state.is_newly_over() {
         tracing::warn!(
             "the consumer groups of core {} hold {} bytes, but memory.budget.bytes is enough for {}: the broker \
@@ -449,7 +442,7 @@ fn tell_if_over(core: &Core) {
 }
 
 /// Loads a coordinator, then wakes it at its deadlines until it resigns.
-async fn run(core: Rc<Core>, seat: Rc<Seat>) {
+async fn run(core: Rc<impl Host>, seat: Rc<Seat>) {
     let started = clock::now();
     match load(&core, &seat).await {
         Ok(batches) => {
@@ -461,10 +454,10 @@ async fn run(core: Rc<Core>, seat: Rc<Seat>) {
         Err(error) => {
             // The next request to one of its groups begins another load.
             let (partition, group) = (&seat.partition.name, seat.partition.group());
-            if let Some(Admitted { left_out }) = core.partition_log.admit(clock::now(), group, "cannot load") {
+            if let Some(Admitted { left_out }) = core.partition_log().admit(clock::now(), group, "cannot load") {
                 tracing::error!(%partition, ?error, left_out, "cannot load a group coordinator; its groups are not served");
             }
-            return core.coordinators.resign(group);
+            return core.coordinators().resign(group);
         }
     }
     seat.call(&core, |coordinator, now, _| coordinator.loaded(now));
@@ -476,7 +469,7 @@ async fn run(core: Rc<Core>, seat: Rc<Seat>) {
         match deadline {
             None => seat.called.past(seen).await,
             Some(at) => {
-                let left = at.saturating_sub(core.coordinators.now().mono_ms);
+                let left = at.saturating_sub(core.coordinators().now().mono_ms);
                 if left == 0 {
                     seat.call(&core, Coordinator::tick);
                 } else {
@@ -489,14 +482,14 @@ async fn run(core: Rc<Core>, seat: Rc<Seat>) {
 
 /// Replays the log from its start to the high watermark, even if that takes more memory than groups may take. Returns
 /// the number of batches.
-async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
+async fn load(core: &Rc<impl Host>, seat: &Seat) -> Result<usize, ErrorCode> {
     let end = seat.partition.high_watermark();
     until_all_topics_are_shown(core, seat).await?;
     let mut offset = seat.partition.log_start(core);
     let (mut count, mut share) = (0, Share::TURN);
     while offset < end {
         // A load counts a piece once it has replayed it, so one load at a time reads.
-        let place = core.coordinators.loads.join();
+        let place = core.coordinators().loads.join();
         if let Either::Second(()) = race(place.first(), seat.ended.wait()).await {
             return Err(ErrorCode::NotCoordinator);
         }
@@ -509,10 +502,10 @@ async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
             offset = header.next_offset() as u64;
             count += 1;
             if let Some(coordinator) = &mut *seat.coordinator.borrow_mut() {
-                for unusable in core.view(|view| coordinator.replay(&Shown(view), &batch)) {
+                for unusable in core.topics(|topics| coordinator.replay(topics, &batch)) {
                     let (partition, group) = (&seat.partition.name, seat.partition.group());
                     if let Some(Admitted { left_out }) =
-                        core.partition_log.admit(clock::now(), group, &unusable.to_string())
+                        core.partition_log().admit(clock::now(), group, &unusable.to_string())
                     {
                         tracing::warn!(%partition, %unusable, left_out, "skipped while loading groups");
                     }
@@ -538,10 +531,10 @@ async fn give_way(seat: &Seat) -> Result<(), ErrorCode> {
 }
 
 /// Waits until the view shows every topic that was ever committed to. A topic that is then missing has been deleted.
-async fn until_all_topics_are_shown(core: &Rc<Core>, seat: &Seat) -> Result<(), ErrorCode> {
+async fn until_all_topics_are_shown(core: &Rc<impl Host>, seat: &Seat) -> Result<(), ErrorCode> {
     let shown = async {
         while !seat.has_resigned() {
-            match meta::linearize(core).await {
+            match core.linearize().await {
                 Ok(()) => return Ok(()),
                 Err(error) => tracing::debug!(partition = %seat.partition.name, %error, "groups wait for the metadata"),
             }
@@ -556,7 +549,7 @@ async fn until_all_topics_are_shown(core: &Rc<Core>, seat: &Seat) -> Result<(), 
 }
 
 /// Reports the outcome of each append to the coordinator, in log order.
-async fn follow_appends(core: Rc<Core>, seat: Rc<Seat>) {
+async fn follow_appends(core: Rc<impl Host>, seat: Rc<Seat>) {
     while !seat.has_resigned() {
         let seen = seat.appended.version();
         let next = seat.appends.borrow_mut().pop_front();

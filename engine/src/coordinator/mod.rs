@@ -44,6 +44,7 @@ mod pieces;
 mod protocols;
 mod reads;
 mod rebalance;
+pub mod receipts;
 mod records;
 mod session;
 #[cfg(test)]

@@ -1,11 +1,20 @@
-//! The core as the host of its partitions.
+//! The core as the host of its partitions and of its group coordinators.
 
-use super::Core;
+use super::{Core, messages::Notice};
 use crate::{
+    cluster::meta,
     config::Config,
+    coordinator::{
+        Incarnation, Topics,
+        host::{Coordinators, Host},
+        receipts::ReceiptId,
+    },
+    handlers::metadata_log::{METADATA_TOPIC, METADATA_TOPIC_ID},
     host::disk::Store,
     liveness,
     log_limit::LogLimit,
+    long_work::LongWork,
+    memory::GroupState,
     metrics::CoreMetrics,
     partition::{
         Led, Partition,
@@ -18,12 +27,13 @@ use crate::{
 };
 use consensus::{
     group::{Unfit, Unreadable},
+    metadata::View,
     wire::PeerMessage,
 };
 use net::peer::Lane;
 use runtime::sync::Flag;
 use std::{rc::Rc, time::Duration};
-use types::{GroupId, META_GROUP};
+use types::{CoreId, GroupId, META_GROUP};
 
 impl Parts for Core {
     fn node(&self) -> i32 {
@@ -161,5 +171,55 @@ impl Events<Core> for Core {
 
     fn group_stopped(&self, group: &dyn Replicated<Self>, why: &Unreadable) {
         Core::group_stopped(self, group, why);
+    }
+}
+
+impl AsRef<LongWork> for Core {
+    fn as_ref(&self) -> &LongWork {
+        &self.long_work
+    }
+}
+
+/// The topics in this core's view.
+struct Shown<'a>(&'a View);
+
+impl Topics for Shown<'_> {
+    fn find(&self, name: &str) -> Option<Incarnation> {
+        // The topic of the metadata's own log always exists.
+        if name == METADATA_TOPIC {
+            return Some(Incarnation { id: METADATA_TOPIC_ID, made: 0, made_ms: 0 });
+        }
+        let topic = self.0.topic(name)?;
+        Some(Incarnation { id: topic.id, made: topic.partitions[0].group.0, made_ms: topic.created_ms })
+    }
+
+    fn newest(&self) -> u64 {
+        self.0.newest_group()
+    }
+}
+
+impl Host for Core {
+    fn id(&self) -> CoreId {
+        Core::id(self)
+    }
+
+    fn coordinators(&self) -> &Coordinators {
+        &self.coordinators
+    }
+
+    fn group_state(&self) -> &GroupState {
+        &self.memory.group_state
+    }
+
+    fn topics<R>(&self, look: impl FnOnce(&dyn Topics) -> R) -> R {
+        self.view(|view| look(&Shown(view)))
+    }
+
+    async fn linearize(self: &Rc<Self>) -> Result<(), String> {
+        meta::linearize(self).await.map_err(|error| error.to_string())
+    }
+
+    fn received(self: &Rc<Self>, receipt: ReceiptId) {
+        self.tell(receipt.awaited_by(), Notice::Receipt { receipt });
     }
 }

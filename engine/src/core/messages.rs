@@ -15,7 +15,6 @@ use super::{
         HasMesh, Mesh, Message,
         list::{AskKind, asks, notices},
     },
-    receipts::ReceiptId,
 };
 use crate::{
     cluster::{
@@ -23,7 +22,7 @@ use crate::{
         peers::Begun,
     },
     connection,
-    coordinator::{Context, GroupRequest, GroupResponse, Wanted, host},
+    coordinator::{Context, GroupRequest, GroupResponse, Wanted, host, receipts::ReceiptId},
     handlers::{
         fetch::{self, Brought, FetchId, Wish},
         list_offsets::{self, AskedEpoch, EpochEnd, Place, Where},

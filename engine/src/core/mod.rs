@@ -20,13 +20,11 @@
 pub mod decoders;
 mod following;
 mod hosting;
-pub mod long_work;
 mod lookups;
 pub mod mesh;
 pub mod mesh_probe;
 pub mod messages;
 pub mod opening;
-pub mod receipts;
 mod slices;
 mod storage;
 pub mod turn_probe;
@@ -40,22 +38,21 @@ use crate::{
     },
     config::{Config, cluster as config_cluster, topic::Inherited, value::HostPort},
     connection::{Connections, Spread},
-    coordinator::host::Coordinators,
+    coordinator::{host::Coordinators, receipts::Receipts},
     core::{
         decoders::Decoders,
-        long_work::LongWork,
         mesh::{
             Mesh,
             list::{AskKind, NoticeList},
         },
         messages::Notice,
         opening::Opening,
-        receipts::Receipts,
     },
     handlers::{Fetches, Placement, ProducerIds, Unreadable},
     host::disk::Store,
     liveness::Groups,
     log_limit::LogLimit,
+    long_work::LongWork,
     memory::{self, Lasting, Memory},
     metrics::CoreMetrics,
     partition::{
@@ -228,9 +225,9 @@ impl Core {
             producers_share: ProducersShare::of(parts.shares.producers_bytes),
             admission: Admission::new(parts.store.cache_bytes()),
             store: parts.store,
+            long_work: LongWork::new(parts.metrics.clone()),
             metrics: parts.metrics,
             ready_loop: ReadyLoop::default(),
-            long_work: LongWork::default(),
             fetches: Fetches::default(),
             receipts: Receipts::default(),
             unreadable: Unreadable::default(),

@@ -8,7 +8,8 @@ use super::{
 use crate::{
     cluster::{internal_topics, meta},
     config::{Described, RuntimeSettingError, cluster as config_cluster, topic as config_topic},
-    core::{Core, long_work::Work},
+    core::Core,
+    long_work::Work,
 };
 use ahash::AHashSet;
 use consensus::metadata::{Command, Outcome, Topic};
@@ -61,7 +62,7 @@ pub async fn describe(core: &Rc<Core>, request: DescribeConfigsRequest) -> Descr
 
 /// The keys that a request names, as a set. `None`: all settings are wanted, since it names no keys, or an empty list
 /// of them (Kafka's ConfigHelper).
-async fn distinct(work: &mut Work<'_>, keys: Option<Vec<StrBytes>>) -> Option<AHashSet<StrBytes>> {
+async fn distinct(work: &mut Work<'_, Core>, keys: Option<Vec<StrBytes>>) -> Option<AHashSet<StrBytes>> {
     let keys = keys.filter(|keys| !keys.is_empty())?;
     let mut distinct = AHashSet::new();
     for key in keys {

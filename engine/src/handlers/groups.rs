@@ -15,9 +15,9 @@ use crate::{
     },
     core::{
         Core,
-        long_work::Work,
         messages::{ChangeGroups, LoadGroups, ReadGroups, WeighGroupList, WeighGroups},
     },
+    long_work::Work,
     memory::Budget,
 };
 use ahash::AHashSet;
@@ -280,7 +280,7 @@ async fn answer(
     request: GroupRequest,
     context: Context,
     budget: &Budget,
-    work: &mut Work<'_>,
+    work: &mut Work<'_, Core>,
 ) -> GroupResponse {
     let mut partitions = offsets_partitions(core);
     if partitions.is_none() && matches!(request, GroupRequest::DescribeGroups(_)) {

@@ -6,9 +6,9 @@ use crate::{
     core::{
         Core,
         decoders::Decoder,
-        long_work::Work,
         messages::{FindEpochEnds, FindInMetadata, FindOffsets},
     },
+    long_work::Work,
     log_limit::Admitted,
     memory::Held,
     partition::Partition,
@@ -185,12 +185,12 @@ pub async fn find_all(core: Rc<Core>, questions: Placed<Where>) -> Found<Place> 
     // All lookups of a request together wait this long for memory. With little memory, the rest are told to ask again.
     let until = clock::now() + PATIENCE;
     let find =
-        async |work: &mut Work<'_>, partition: Rc<Partition>, asked: Where| find(work, partition, asked, until).await;
+        async |work: &mut Work<'_, Core>, partition: Rc<Partition>, asked: Where| find(work, partition, asked, until).await;
     answer_all(core, questions, find).await
 }
 
 async fn find(
-    work: &mut Work<'_>,
+    work: &mut Work<'_, Core>,
     partition: Rc<Partition>,
     asked: Where,
     until: Duration,
@@ -225,7 +225,7 @@ pub fn find_in_metadata(core: &Core, timestamp: i64) -> Result<Place, ErrorCode>
 
 /// The first record whose timestamp is at least `wanted`.
 async fn by_timestamp(
-    work: &mut Work<'_>,
+    work: &mut Work<'_, Core>,
     partition: &Partition,
     wanted: i64,
     end: u64,
@@ -248,7 +248,7 @@ async fn by_timestamp(
 
 /// Searches a stored batch. One that is broken is searched once.
 async fn search_stored(
-    work: &mut Work<'_>,
+    work: &mut Work<'_, Core>,
     partition: &Partition,
     found: &Batch,
     wanted: i64,
@@ -312,7 +312,7 @@ async fn look_up(
 }
 
 /// Searches a batch in turns. Decompresses no more than needed to find the record.
-async fn search(work: &mut Work<'_>, batch: &Bytes, wanted: i64) -> Result<Option<(i64, i64)>, ReadError> {
+async fn search(work: &mut Work<'_, Core>, batch: &Bytes, wanted: i64) -> Result<Option<(i64, i64)>, ReadError> {
     let decoders = &work.core().decoders;
     let mut search = TimestampSearch::new(batch, wanted, unfolded_bytes_max(batch.len()))?;
     let mut decoder = Decoder::new(search.window());
@@ -340,7 +340,7 @@ pub type EpochEnd = Option<(LeaderEpoch, u64)>;
 
 /// On the owner of the partitions: finds where leader epochs end.
 pub async fn find_epoch_ends(core: Rc<Core>, questions: Placed<AskedEpoch>) -> Found<EpochEnd> {
-    let find = async |work: &mut Work<'_>, partition: Rc<Partition>, asked: AskedEpoch| {
+    let find = async |work: &mut Work<'_, Core>, partition: Rc<Partition>, asked: AskedEpoch| {
         partition.check_epoch(work.core(), asked.current)?;
         Ok(partition.end_of_epoch(asked.wanted))
     };

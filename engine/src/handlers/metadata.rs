@@ -11,7 +11,8 @@ use crate::{
         internal_topics,
         meta,
     },
-    core::{Core, long_work::Work},
+    core::Core,
+    long_work::Work,
 };
 use consensus::metadata::{Partition, Topic};
 use net::{
@@ -134,7 +135,7 @@ impl Named {
 }
 
 /// The topics that a request names, each once, as in Kafka.
-async fn distinct(work: &mut Work<'_>, topics: Vec<MetadataRequestTopic>, version: i16) -> Vec<Asked> {
+async fn distinct(work: &mut Work<'_, Core>, topics: Vec<MetadataRequestTopic>, version: i16) -> Vec<Asked> {
     let (mut named, mut asked) = (Named::default(), Vec::new());
     for topic in topics {
         work.entry().await;
@@ -169,7 +170,7 @@ impl<'a> Look<'a> {
     }
 
     /// Finds a topic, and describes these partitions of it.
-    async fn find(&self, work: &mut Work<'_>, asked: Asked, partitions: Range<usize>) -> MetadataResponseTopic {
+    async fn find(&self, work: &mut Work<'_, Core>, asked: Asked, partitions: Range<usize>) -> MetadataResponseTopic {
         let found = match &asked {
             Asked::Name(name) => self.core.find_topic(&TopicRef::Name(name.0.clone())),
             Asked::Id(id) => self.core.find_topic(&TopicRef::Id(*id)),
@@ -205,7 +206,7 @@ impl<'a> Look<'a> {
         }
     }
 
-    async fn describe(&self, work: &mut Work<'_>, topic: &Topic, partitions: Range<usize>) -> MetadataResponseTopic {
+    async fn describe(&self, work: &mut Work<'_, Core>, topic: &Topic, partitions: Range<usize>) -> MetadataResponseTopic {
         work.entry().await;
         let response = MetadataResponseTopic::default()
             .with_name(Some(TopicName(StrBytes::from_string(topic.name.to_string()))))

@@ -2,7 +2,8 @@
 //! questions, the work is done in turns.
 
 use crate::{
-    core::{Core, long_work::Work, mesh::list::AskKind},
+    core::{Core, mesh::list::AskKind},
+    long_work::Work,
     partition::Partition,
 };
 use net::{codec::produce::TopicRef, errors::ErrorCode};
@@ -53,7 +54,7 @@ pub async fn ask_owners<T, R, K: AskKind<Core, Reply = Found<R>>>(
 pub async fn answer_all<T, R>(
     core: Rc<Core>,
     questions: Placed<T>,
-    answer: impl AsyncFn(&mut Work<'_>, Rc<Partition>, T) -> Result<R, ErrorCode>,
+    answer: impl AsyncFn(&mut Work<'_, Core>, Rc<Partition>, T) -> Result<R, ErrorCode>,
 ) -> Found<R> {
     let mut answers = Vec::with_capacity(questions.len());
     let mut work = Work::on(&core);

@@ -6,7 +6,8 @@
 use super::{Pending, Reply, cluster::brokers, timeout_of, weight};
 use crate::{
     cluster::meta,
-    core::{Core, decoders::Decoder, long_work::Work, messages::Append},
+    core::{Core, decoders::Decoder, messages::Append},
+    long_work::Work,
     partition::{Acks, Appended, Committed, PartitionError, admission::Turn},
 };
 use bytes::Bytes;

@@ -2,7 +2,8 @@
 
 use crate::{
     cluster::meta::{self, SubmitError},
-    core::{Core, long_work::Work},
+    core::Core,
+    long_work::Work,
     partition::PartitionError,
 };
 use consensus::metadata::{Command, NoRoom, Outcome, Rejection};
@@ -64,7 +65,7 @@ const CHECK_ENTRIES: usize = 16;
 /// Checks changes against this core's view, which may lag behind what the client has seen on another broker. So
 /// before it refuses a change for that reason, the view must show every acknowledged write.
 pub async fn check<T, R>(
-    work: &mut Work<'_>,
+    work: &mut Work<'_, Core>,
     items: &[T],
     check_one: impl Fn(&Core, &T) -> Result<R, Refusal>,
 ) -> Vec<Result<R, Refusal>> {
@@ -96,7 +97,7 @@ pub async fn check<T, R>(
 /// the log rejects a change, it is checked again before the client gets the error. Many changes are made piece by
 /// piece.
 pub async fn change<T>(
-    work: &mut Work<'_>,
+    work: &mut Work<'_, Core>,
     items: &[T],
     check_one: impl Fn(&Core, &T) -> Result<Command, Refusal>,
     submit: impl AsyncFn(Vec<Command>) -> Vec<Result<Outcome, Refusal>>,
@@ -109,7 +110,7 @@ pub async fn change<T>(
 }
 
 async fn change_piece<T>(
-    work: &mut Work<'_>,
+    work: &mut Work<'_, Core>,
     items: &[T],
     check_one: impl Fn(&Core, &T) -> Result<Command, Refusal>,
     submit: impl AsyncFn(Vec<Command>) -> Vec<Result<Outcome, Refusal>>,

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     config::{SETTINGS, topic},
-    core::{Core, long_work::Work},
+    core::Core,
+    long_work::Work,
     memory::{ALONE_BYTES_MAX, Budget, Held},
 };
 use net::{

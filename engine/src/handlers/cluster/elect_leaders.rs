@@ -9,7 +9,8 @@ use crate::handlers::{
 };
 use crate::{
     cluster::meta,
-    core::{Core, long_work::Work, messages::Notice},
+    core::{Core, messages::Notice},
+    long_work::Work,
 };
 use consensus::{metadata::Partition, wire::PeerMessage};
 use net::{
@@ -92,7 +93,7 @@ pub async fn elect(core: &Rc<Core>, request: ElectLeadersRequest) -> ElectLeader
     ElectLeadersResponse::default().with_replica_election_results(topics)
 }
 
-async fn named_partitions(work: &mut Work<'_>, topics: &[TopicPartitions]) -> Vec<Named> {
+async fn named_partitions(work: &mut Work<'_, Core>, topics: &[TopicPartitions]) -> Vec<Named> {
     let mut named = Vec::new();
     for topic in topics {
         for partition in &topic.partitions {
@@ -103,7 +104,7 @@ async fn named_partitions(work: &mut Work<'_>, topics: &[TopicPartitions]) -> Ve
     named
 }
 
-async fn all_partitions(work: &mut Work<'_>) -> Vec<Named> {
+async fn all_partitions(work: &mut Work<'_, Core>) -> Vec<Named> {
     let mut all = Vec::new();
     let mut page = work.core().next_topics(Bound::Unbounded);
     while let Some(last) = page.last().map(|topic| topic.name.clone()) {
@@ -168,7 +169,7 @@ fn refuse_kind(core: &Core, partition: &Partition, kind: i8) -> Refusal {
 
 /// Asks the leaders to hand over until the preferred replicas lead, or until the deadline. Removes a partition from
 /// `open` once that is done.
-async fn until_preferred(work: &mut Work<'_>, open: &mut BTreeMap<usize, Partition>, deadline: Duration) {
+async fn until_preferred(work: &mut Work<'_, Core>, open: &mut BTreeMap<usize, Partition>, deadline: Duration) {
     let core = work.core();
     let mut ask_at = Duration::ZERO;
     loop {

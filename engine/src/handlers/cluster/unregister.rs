@@ -3,7 +3,8 @@
 use crate::handlers::refusal::Refusal;
 use crate::{
     cluster::meta,
-    core::{Core, long_work::Work},
+    core::Core,
+    long_work::Work,
 };
 use consensus::metadata::{BrokerStatus, Command, Rejection, Topic};
 use net::{

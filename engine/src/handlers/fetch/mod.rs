@@ -21,7 +21,8 @@ pub use waits::{FetchId, Fetches};
 
 use super::{Client, TIMEOUT_MAX, cluster::brokers, timeout_of};
 use crate::{
-    core::{Core, long_work::Work, messages::Read},
+    core::{Core, messages::Read},
+    long_work::Work,
     memory::FREE_DECODED_BYTES,
 };
 use net::{

@@ -3,7 +3,8 @@
 use super::waits::FetchId;
 use crate::{
     cluster::meta::{self, LogWatch},
-    core::{Core, long_work::Work, messages::Notice},
+    core::{Core, messages::Notice},
+    long_work::Work,
     memory::{Answers, Held},
     partition::{ColdFetch, FetchRead, Partition, Watch},
 };

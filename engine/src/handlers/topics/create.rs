@@ -11,7 +11,8 @@ use crate::handlers::refusal::{self, Refusal};
 use crate::{
     cluster::meta,
     config::{Described, topic as config_topic},
-    core::{Core, long_work::Work},
+    core::Core,
+    long_work::Work,
 };
 use consensus::metadata::{Command, Outcome};
 use net::{

@@ -26,7 +26,8 @@ use crate::{
         meta::{self, CommandResult},
     },
     config::topic as config_topic,
-    core::{Core, long_work::Work},
+    core::Core,
+    long_work::Work,
 };
 use consensus::metadata::{Command, Outcome, Partition};
 use net::{
@@ -62,7 +63,7 @@ const AUTO_CREATE_WAIT: Duration = Duration::from_secs(5);
 pub const PARTITIONS_MAX: i32 = 100_000;
 
 /// Creates the topics in `names` that do not exist, with default settings, and waits for their leaders.
-pub async fn auto_create<'a>(work: &mut Work<'_>, names: impl Iterator<Item = &'a str>) {
+pub async fn auto_create<'a>(work: &mut Work<'_, Core>, names: impl Iterator<Item = &'a str>) {
     let core = work.core();
     let (mut new, mut may_collide) = (BTreeSet::new(), false);
     for name in names {
@@ -103,7 +104,7 @@ pub async fn auto_create<'a>(work: &mut Work<'_>, names: impl Iterator<Item = &'
 }
 
 /// The commands that create topics without settings, as far as their names do not collide and there is room.
-async fn commands_for(work: &mut Work<'_>, alike: &names::Alike<'_>, missing: Vec<&str>) -> Vec<Command> {
+async fn commands_for(work: &mut Work<'_, Core>, alike: &names::Alike<'_>, missing: Vec<&str>) -> Vec<Command> {
     let core = work.core();
     let (mut commands, room, mut refused) = (Vec::new(), Asked::default(), None);
     let Ok(factor) = check_replication(core, -1) else {
@@ -236,7 +237,7 @@ pub async fn until_led(core: &Core, mut partitions: Vec<Partition>) {
 
 /// Changes topics, and waits until new partitions can serve, at most until the request's timeout.
 pub(super) async fn change<T>(
-    work: &mut Work<'_>,
+    work: &mut Work<'_, Core>,
     items: &[T],
     check: impl Fn(&Core, &T) -> Result<Command, Refusal>,
     timeout_ms: i32,
@@ -249,7 +250,7 @@ pub(super) async fn change<T>(
 
 /// Keeps the first of the items with the same key, and returns the keys that occur more than once.
 async fn take_repeats<T, K: Ord + Clone>(
-    work: &mut Work<'_>,
+    work: &mut Work<'_, Core>,
     items: &mut Vec<T>,
     key: impl Fn(&T) -> K,
 ) -> BTreeSet<K> {

@@ -9,21 +9,21 @@
 //! Bound: each task that waits here is a request that a connection has in flight. A cancelled request leaves its
 //! place to the next.
 
-use crate::core::Core;
+use crate::metrics::CoreMetrics;
 use net::turn::Share;
 use runtime::{
     clock,
     sync::line::{Line, Place},
 };
-use std::{cell::Cell, rc::Rc, time::Duration};
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 /// The shortest and the longest time left to other tasks after a piece of work that can wait.
 const PAUSE_MIN: Duration = Duration::from_micros(50);
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 
 /// The pieces of one core's long requests.
-#[derive(Default)]
 pub struct LongWork {
+    metrics: Arc<CoreMetrics>,
     reads: Line,
     writes: Line,
     /// No piece of a request that can wait begins before this moment.
@@ -31,6 +31,10 @@ pub struct LongWork {
 }
 
 impl LongWork {
+    pub fn new(metrics: Arc<CoreMetrics>) -> Self {
+        Self { metrics, reads: Line::default(), writes: Line::default(), next: Cell::new(Duration::ZERO) }
+    }
+
     /// Requests that have a turn or wait for one: those that read, and those that write.
     pub fn waiting(&self) -> (usize, usize) {
         (self.reads.len(), self.writes.len())
@@ -38,19 +42,19 @@ impl LongWork {
 }
 
 /// One request's work on one core.
-pub struct Work<'a> {
-    core: &'a Rc<Core>,
+pub struct Work<'a, C> {
+    core: &'a Rc<C>,
     /// The rest of the present piece's share.
     pub share: Share,
     began: Duration,
 }
 
-impl<'a> Work<'a> {
-    pub fn on(core: &'a Rc<Core>) -> Self {
+impl<'a, C: AsRef<LongWork>> Work<'a, C> {
+    pub fn on(core: &'a Rc<C>) -> Self {
         Self { core, share: Share::TURN, began: clock::now() }
     }
 
-    pub fn core(&self) -> &'a Rc<Core> {
+    pub fn core(&self) -> &'a Rc<C> {
         self.core
     }
 
@@ -72,7 +76,7 @@ impl<'a> Work<'a> {
 
     /// Lets other tasks run for as long as this piece took. All pausing requests together get half of the core.
     pub async fn pause(&mut self) {
-        let long_work = &self.core.long_work;
+        let long_work = self.long_work();
         let took = clock::now().saturating_sub(self.began).clamp(PAUSE_MIN, PAUSE_MAX);
         long_work.next.set(long_work.next.get().max(clock::now()) + took);
         let place = self.turn(&long_work.reads).await;
@@ -83,7 +87,7 @@ impl<'a> Work<'a> {
 
     /// Yields to all ready tasks and to pending kernel events. For requests that others wait for in turn.
     pub async fn give_way(&mut self) {
-        let place = self.turn(&self.core.long_work.writes).await;
+        let place = self.turn(&self.long_work().writes).await;
         runtime::give_way().await;
         drop(place);
         self.resume();
@@ -94,8 +98,12 @@ impl<'a> Work<'a> {
         (self.share, self.began) = (Share::TURN, clock::now());
     }
 
+    fn long_work(&self) -> &'a LongWork {
+        (**self.core).as_ref()
+    }
+
     async fn turn(&self, line: &Line) -> Place {
-        self.core.metrics.request_pauses_total.add(1);
+        self.long_work().metrics.request_pauses_total.add(1);
         let place = line.join();
         place.first().await;
         place
