@@ -22,7 +22,8 @@ use crate::{
     config::{Config, value::Seeds},
     connection::{self, Spread},
     core::{
-        Core, CoreParts, Identity, core_of,
+        Core, CoreParts, Identity,
+        incoming::GroupHost,
         mesh::{self, HasMesh, Mesh, MeshInbox, MeshSeed},
         messages::{HandOver, Notice},
         opening,
@@ -33,7 +34,7 @@ use crate::{
         data_dir::DataDirError,
         disk::{self, Disk},
     },
-    liveness::{self, GroupHost},
+    liveness,
     memory::{self, Lasting, Shares},
     metrics::{CoreMetrics, Metrics},
     partition::replica,
@@ -62,7 +63,7 @@ use std::{
     },
     time::Duration,
 };
-use types::{CoreId, META_CORE};
+use types::{CoreId, META_CORE, core_of};
 use wal::{
     buf::Chunk,
     manifest::{self, Manifest},

@@ -25,6 +25,16 @@ pub const META_CORE: CoreId = CoreId(0);
 /// The number of slices that the metadata's keyspace is divided into. It never changes in a cluster.
 pub const SLICES: usize = 256;
 
+/// The core that owns a group, and so its partition. Groups are spread evenly, and the id alone decides.
+pub fn core_of(group: GroupId, cores: usize) -> CoreId {
+    CoreId((group.0 % cores as u64) as usize)
+}
+
+/// The core that owns a slice of the metadata.
+pub fn core_of_slice(slice: SliceId, cores: usize) -> CoreId {
+    CoreId(usize::from(slice.0) % cores)
+}
+
 /// One of the [`SLICES`] parts of the metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SliceId(pub u16);

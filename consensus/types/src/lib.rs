@@ -8,5 +8,5 @@
 mod ids;
 mod log;
 
-pub use ids::{CoreId, GroupId, META_CORE, META_GROUP, SLICES, SliceId, node_of, peer_id};
+pub use ids::{CoreId, GroupId, META_CORE, META_GROUP, SLICES, SliceId, core_of, core_of_slice, node_of, peer_id};
 pub use log::{HardState, LeaderEpoch, Position, RaftIndex, Term, TermRun};

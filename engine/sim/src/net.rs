@@ -12,9 +12,8 @@ use ::net::peer::{
 use bytes::{Bytes, BytesMut};
 use consensus::wire;
 use engine::{
-    core::Core,
+    core::{Core, incoming::GroupHost},
     host::machine::{Connected, PeerConnection},
-    liveness::GroupHost,
 };
 use runtime::backend::Later;
 use runtime::{

@@ -12,7 +12,7 @@ use engine::{
     config::Config,
     connection::Spread,
     core::{
-        Core, core_of,
+        Core,
         mesh::{self, HasMesh as _, MeshSeed},
     },
     memory::{self, Lasting},
@@ -27,7 +27,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use types::GroupId;
+use types::{GroupId, core_of};
 use wal::{
     disk::{
         Disk as _,

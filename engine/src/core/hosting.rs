@@ -11,7 +11,7 @@ use crate::{
     },
     handlers::metadata_log::{METADATA_TOPIC, METADATA_TOPIC_ID},
     host::disk::Store,
-    liveness,
+    liveness::{self, Groups},
     log_limit::LogLimit,
     long_work::LongWork,
     memory::GroupState,
@@ -32,7 +32,7 @@ use consensus::{
 };
 use net::peer::Lane;
 use runtime::sync::Flag;
-use std::{rc::Rc, time::Duration};
+use std::{collections::BTreeSet, rc::Rc, time::Duration};
 use types::{CoreId, GroupId, META_GROUP};
 
 impl Parts for Core {
@@ -171,6 +171,64 @@ impl Events<Core> for Core {
 
     fn group_stopped(&self, group: &dyn Replicated<Self>, why: &Unreadable) {
         Core::group_stopped(self, group, why);
+    }
+}
+
+impl liveness::Host for Core {
+    fn id(&self) -> CoreId {
+        Core::id(self)
+    }
+
+    fn cores(&self) -> usize {
+        Core::cores(self)
+    }
+
+    fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
+    fn cores_of(&self, node: i32) -> Option<u16> {
+        self.view(|view| view.broker(node).map(|broker| broker.cores))
+    }
+
+    fn incarnation(&self) -> u64 {
+        self.identity.incarnation
+    }
+
+    fn knows_controller(&self) -> bool {
+        self.controller().is_some()
+    }
+
+    fn give_metadata_away(self: &Rc<Self>) {
+        meta::give_away(self);
+    }
+
+    fn has_failed(&self) -> bool {
+        Core::has_failed(self)
+    }
+
+    fn has_full_disk(&self) -> bool {
+        Core::has_full_disk(self)
+    }
+
+    fn peers_ended(&self) -> &Flag {
+        &self.lifecycle.peers_ended
+    }
+
+    fn has_way_to(&self, node: i32) -> bool {
+        self.peers().is_there(node)
+    }
+
+    fn reached(&self) -> BTreeSet<u64> {
+        self.peers().reached()
+    }
+
+    fn send_to_all(&self, message: &PeerMessage) {
+        self.peers().send_to_all(message);
+    }
+
+    fn partitions_that(&self, are: impl Fn(&Partition) -> bool) -> Vec<Rc<Partition>> {
+        Core::partitions_that(self, are)
     }
 }
 

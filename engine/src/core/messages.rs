@@ -10,7 +10,7 @@
 //! both belong in one lane.
 
 use super::{
-    Core, Led,
+    Core, incoming,
     mesh::{
         HasMesh, Mesh, Message,
         list::{AskKind, asks, notices},
@@ -31,6 +31,7 @@ use crate::{
     },
     liveness,
     memory::Budget,
+    partition::Led,
 };
 use consensus::{
     metadata::{Command, Delta, Slice, Topic},
@@ -137,7 +138,7 @@ notices! { Core:
         CallBackFetch { id: FetchId } = |core| core.fetches.call_back(id);
 
         /// Messages of another broker for groups of the core.
-        PeerMessages { from: i32, messages: Vec<PeerMessage> } = |core| liveness::receive(core, from, messages);
+        PeerMessages { from: i32, messages: Vec<PeerMessage> } = |core| incoming::receive(core, from, messages);
 
         /// To the core that counts an address: a connection from it is gone. This follows its `EnterAddress`.
         LeaveAddress { from: IpAddr } = |core| core.connections.addresses.leave(from);
@@ -150,7 +151,7 @@ notices! { Core:
         Connection { accepted: Accepted } = |core| connection::take_over(core, accepted);
 
         /// Another broker's connection, for the core that is to serve it.
-        PeerConnection { connection: Box<Begun> } = |core| liveness::take_over(core, *connection);
+        PeerConnection { connection: Box<Begun> } = |core| incoming::take_over(core, *connection);
 
         /// The beat of a broker that has another number of cores: it counts for all cores here.
         Beat { from: i32, beat: Beat } = |core| core.groups.note(core, from, beat);

@@ -9,6 +9,7 @@
 //! | module | contents |
 //! |---|---|
 //! | `following` | follows the view: says which partitions to open and to drop, announces their leaders |
+//! | `incoming` | brings messages of other brokers to the cores that own their groups |
 //! | `hosting` | the core as the host of its partitions |
 //! | `opening` | opens and drops partitions in turns |
 //! | `lookups` | requests' queries of the view |
@@ -20,6 +21,7 @@
 pub mod decoders;
 mod following;
 mod hosting;
+pub mod incoming;
 mod lookups;
 pub mod mesh;
 pub mod mesh_probe;
@@ -84,7 +86,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use types::{CoreId, GroupId, LeaderEpoch, META_CORE, SliceId};
+use types::{CoreId, GroupId, LeaderEpoch, META_CORE, SliceId, core_of};
 use wal::store::RecoveredGroup;
 
 /// A partition's leader, as every core sees it.
@@ -192,16 +194,6 @@ pub struct Core {
     /// Limits the lines about partitions that reads and other replicas can cause.
     pub partition_log: Rc<LogLimit>,
     pub lifecycle: Lifecycle,
-}
-
-/// The core that owns a group, and so its partition. Groups are spread evenly, and the id alone decides.
-pub fn core_of(group: GroupId, cores: usize) -> CoreId {
-    CoreId((group.0 % cores as u64) as usize)
-}
-
-/// The core that owns a slice of the metadata.
-pub fn core_of_slice(slice: SliceId, cores: usize) -> CoreId {
-    CoreId(usize::from(slice.0) % cores)
 }
 
 impl Core {

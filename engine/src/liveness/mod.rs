@@ -6,14 +6,9 @@
 //! another process, the groups with a replica on that core wake. The groups that it led elect another leader; their
 //! replicas stand for election one after the other.
 
-mod incoming;
-
-pub use incoming::{GroupHost, receive, take_over};
-
-use crate::{
-    cluster::meta,
-    core::{Core, core_of},
-    partition::Partition,
+use crate::partition::{
+    Partition,
+    host::{self, in_turns},
 };
 use bytes::Bytes;
 use consensus::{
@@ -21,7 +16,7 @@ use consensus::{
     plane::node_of,
     wire::{Beat, PeerMessage},
 };
-use runtime::clock;
+use runtime::{clock, sync::Flag};
 use runtime::planted;
 use std::{
     cell::{Cell, RefCell},
@@ -29,7 +24,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use types::{GroupId, META_CORE, Term};
+use types::{CoreId, GroupId, META_CORE, Term, core_of};
 
 /// One unit of the groups' timers, and the interval between beats.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -51,6 +46,32 @@ const REFUSAL_TOLD_EVERY: Duration = Duration::from_secs(10);
 const EARLY_MAX: usize = 4096;
 /// Most payload bytes of one such message. A larger one is dropped.
 const EARLY_BYTES_MAX: usize = 4096;
+
+/// A core, as the timers of its groups see it.
+pub trait Host: host::Host {
+    fn id(&self) -> CoreId;
+    /// The number of this broker's cores.
+    fn cores(&self) -> usize;
+    fn groups(&self) -> &Groups;
+    /// The number of cores of a broker, by the metadata.
+    fn cores_of(&self, node: i32) -> Option<u16>;
+    /// Distinguishes this process from earlier ones of this broker.
+    fn incarnation(&self) -> u64;
+    /// Whether this broker knows who leads the metadata.
+    fn knows_controller(&self) -> bool;
+    /// Hands the leadership of the metadata to another broker, if this one has it and another can lead.
+    fn give_metadata_away(self: &Rc<Self>);
+    fn has_failed(&self) -> bool;
+    fn has_full_disk(&self) -> bool;
+    /// Set once this broker sends and takes no more messages.
+    fn peers_ended(&self) -> &Flag;
+    /// Whether there is a connection to the broker.
+    fn has_way_to(&self, node: i32) -> bool;
+    /// The peers to which there are connections.
+    fn reached(&self) -> BTreeSet<u64>;
+    fn send_to_all(&self, message: &PeerMessage);
+    fn partitions_that(&self, are: impl Fn(&Partition) -> bool) -> Vec<Rc<Partition>>;
+}
 
 /// The latest knowledge of one core of another broker.
 #[derive(Clone, Copy, Debug)]
@@ -106,19 +127,19 @@ impl Groups {
         self.awake.borrow().len()
     }
 
-    fn heard(&self, core: &Core, group: GroupId, node: i32) -> Option<Heard> {
-        let cores = core.view(|view| view.broker(node).map(|broker| broker.cores)).unwrap_or(1).max(1);
+    fn heard(&self, core: &impl Host, group: GroupId, node: i32) -> Option<Heard> {
+        let cores = core.cores_of(node).unwrap_or(1).max(1);
         let there = core_of(group, usize::from(cores)).0 as u16;
         self.heard.borrow().get(&(node, there)).copied().filter(|heard| heard.there)
     }
 
     /// Whether the broker's core that has the group's replica is alive.
-    pub fn is_there(&self, core: &Core, group: GroupId, node: i32) -> bool {
+    pub fn is_there(&self, core: &impl Host, group: GroupId, node: i32) -> bool {
         self.heard(core, group, node).is_some()
     }
 
     /// Whether that core is alive and healthy, so that it may be asked to lead.
-    pub fn can_lead(&self, core: &Core, group: GroupId, node: i32) -> bool {
+    pub fn can_lead(&self, core: &impl Host, group: GroupId, node: i32) -> bool {
         self.heard(core, group, node).is_some_and(|heard| heard.healthy)
     }
 
@@ -141,7 +162,7 @@ impl Groups {
 
     /// Keeps a message for a group that is not known yet. Large messages are dropped, because the sender soon
     /// retries.
-    fn keep_early(&self, group: GroupId, message: Message, payloads: Vec<(usize, Bytes)>) {
+    pub(crate) fn keep_early(&self, group: GroupId, message: Message, payloads: Vec<(usize, Bytes)>) {
         if payloads.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() > EARLY_BYTES_MAX {
             return;
         }
@@ -153,10 +174,10 @@ impl Groups {
     }
 
     /// Counts and logs a dropped message that no replica of the group can have sent.
-    pub fn refused(&self, core: &Core, group: GroupId, from: u64, unfit: &Unfit) {
-        core.metrics.raft_messages_refused_total.add(1);
+    pub fn refused(&self, core: &impl Host, group: GroupId, from: u64, unfit: &Unfit) {
+        core.metrics().raft_messages_refused_total.add(1);
         let is_loss = unfit.is_possible_loss();
-        core.metrics.raft_possible_losses_total.add(u64::from(is_loss));
+        core.metrics().raft_possible_losses_total.add(u64::from(is_loss));
         let told = &self.refusal_told[usize::from(is_loss)];
         let now = clock::now();
         if told.get().is_some_and(|at| now < at + REFUSAL_TOLD_EVERY) {
@@ -172,7 +193,7 @@ impl Groups {
     }
 
     /// Records a beat from a core of another broker.
-    pub fn note(&self, core: &Rc<Core>, node: i32, beat: Beat) {
+    pub fn note(&self, core: &Rc<impl Host>, node: i32, beat: Beat) {
         let now = clock::now();
         let before = self.heard.borrow().get(&(node, beat.core)).copied();
         let is_same = before.is_some_and(|before| before.incarnation == beat.incarnation && before.there);
@@ -182,7 +203,7 @@ impl Groups {
         if !is_same {
             // The broker may have returned with fewer cores.
             self.heard.borrow_mut().retain(|(of, core), _| *of != node || *core < beat.cores);
-            let concerned = concerned(core, node, beat.core, beat.cores);
+            let concerned = concerned(&**core, node, beat.core, beat.cores);
             tracing::info!(node, core = beat.core, partitions = concerned.len(), "a core of another broker is alive");
             concerned.iter().for_each(|partition| match before {
                 Some(before) if before.incarnation != beat.incarnation => partition.loses(core, node),
@@ -193,89 +214,89 @@ impl Groups {
 }
 
 /// The partitions with a replica on that core of another broker.
-fn concerned(core: &Core, node: i32, there: u16, cores: u16) -> Vec<Rc<Partition>> {
+fn concerned(core: &impl Host, node: i32, there: u16, cores: u16) -> Vec<Rc<Partition>> {
     core.partitions_that(|partition| {
         partition.concerns(node) && core_of(partition.group(), usize::from(cores.max(1))).0 == usize::from(there)
     })
 }
 
 /// Runs the timers of this core's groups and sends its beats, until the broker stops or this core's storage fails.
-pub async fn run(core: Rc<Core>) {
+pub async fn run(core: Rc<impl Host>) {
     let mut last = clock::now();
-    while !core.lifecycle.peers_ended.is_set() {
+    while !core.peers_ended().is_set() {
         runtime::sleep(TICK).await;
         let now = clock::now();
-        core.groups.ran_for.set(core.groups.ran_for() + TICK);
+        core.groups().ran_for.set(core.groups().ran_for() + TICK);
         let beat = Beat {
-            incarnation: core.identity.incarnation,
+            incarnation: core.incarnation(),
             core: core.id().0 as u16,
             cores: core.cores() as u16,
             // A broker that cannot reach the metadata leader does not learn of new partitions.
-            healthy: is_well(&core) && core.controller().is_some(),
+            healthy: is_well(&*core) && core.knows_controller(),
         };
         if core.has_failed() {
-            return core.peers().send_to_all(&PeerMessage::Beat(beat));
+            return core.send_to_all(&PeerMessage::Beat(beat));
         }
         if now - last > PAUSE {
-            core.groups.heard.borrow_mut().values_mut().for_each(|heard| heard.at = heard.at.max(now));
+            core.groups().heard.borrow_mut().values_mut().for_each(|heard| heard.at = heard.at.max(now));
         }
         last = now;
-        core.peers().send_to_all(&PeerMessage::Beat(beat));
+        core.send_to_all(&PeerMessage::Beat(beat));
         mark_silent(&core, now);
         meet_reached(&core);
-        if core.has_full_disk() && now >= core.groups.give_away_at.get() {
-            core.groups.give_away_at.set(now + GIVE_AWAY_EVERY);
+        if core.has_full_disk() && now >= core.groups().give_away_at.get() {
+            core.groups().give_away_at.set(now + GIVE_AWAY_EVERY);
             give_away(&core);
         }
-        let awake: Vec<GroupId> = core.groups.awake.borrow().iter().copied().collect();
+        let awake: Vec<GroupId> = core.groups().awake.borrow().iter().copied().collect();
         for group in awake {
             match core.partition(group) {
                 Some(partition) => partition.tick(&core, now),
-                None => core.groups.rests(group),
+                None => core.groups().rests(group),
             }
         }
-        core.metrics.replication_groups_awake.set(core.groups.awake() as u64);
+        core.metrics().replication_groups_awake.set(core.groups().awake() as u64);
     }
 }
 
 /// Whether this core can lead as well as any other.
-pub fn is_well(core: &Core) -> bool {
-    !core.has_failed() && !core.groups.leaving.get() && !core.has_full_disk()
+pub fn is_well(core: &impl Host) -> bool {
+    !core.has_failed() && !core.groups().leaving.get() && !core.has_full_disk()
 }
 
 /// The disk is full: offers leaderships to healthy replicas elsewhere. As a follower, this core goes on with the room
 /// in its ring.
-fn give_away(core: &Rc<Core>) {
+fn give_away(core: &Rc<impl Host>) {
     if core.id() == META_CORE {
-        meta::give_away(core);
+        core.give_metadata_away();
     }
     for partition in core.partitions_that(Partition::is_shared) {
         partition.give_away(core);
     }
 }
 
-fn mark_silent(core: &Rc<Core>, now: Duration) {
+fn mark_silent(core: &Rc<impl Host>, now: Duration) {
     let mut lost = Vec::new();
-    for ((node, of), heard) in core.groups.heard.borrow_mut().iter_mut().filter(|(_, heard)| heard.there) {
-        let most = if core.peers().is_there(*node) { SILENCE_MAX } else { SILENCE_WITHOUT_WAY };
+    for ((node, of), heard) in core.groups().heard.borrow_mut().iter_mut().filter(|(_, heard)| heard.there) {
+        let most = if core.has_way_to(*node) { SILENCE_MAX } else { SILENCE_WITHOUT_WAY };
         if now.saturating_sub(heard.at) > most {
             heard.there = false;
             lost.push((*node, *of));
         }
     }
     for (node, of) in lost {
-        let cores = core.view(|view| view.broker(node).map(|broker| broker.cores)).unwrap_or(1);
-        let mut concerned = concerned(core, node, of, cores);
+        let cores = core.cores_of(node).unwrap_or(1);
+        let mut concerned = concerned(&**core, node, of, cores);
         tracing::info!(node, core = of, partitions = concerned.len(), "a core of another broker is silent");
-        concerned.retain(|partition| !core.groups.sleeps_on(partition.group()));
+        concerned.retain(|partition| !core.groups().sleeps_on(partition.group()));
         concerned.iter().for_each(|partition| partition.loses(core, node));
     }
 }
 
 /// Wakes groups that may have gone to rest while a peer was unreachable, now that it is reachable.
-fn meet_reached(core: &Rc<Core>) {
-    let ways = core.peers().reached();
-    let before = core.groups.ways.replace(ways.clone());
+fn meet_reached(core: &Rc<impl Host>) {
+    let ways = core.reached();
+    let before = core.groups().ways.replace(ways.clone());
     for node in ways.difference(&before).map(|peer| node_of(*peer)) {
         let concerned = core.partitions_that(|partition| partition.concerns(node));
         concerned.iter().for_each(|partition| partition.meets(core));
@@ -283,27 +304,27 @@ fn meet_reached(core: &Rc<Core>) {
 }
 
 /// Moves leaderships back to the preferred replicas, once per check interval.
-pub async fn rebalance(core: Rc<Core>) {
-    let every = Duration::from_secs(core.config.leader_imbalance_check_interval_seconds);
-    while !core.is_stopping() {
+pub async fn rebalance(core: Rc<impl Host>) {
+    let every = Duration::from_secs(core.config().leader_imbalance_check_interval_seconds);
+    while !core.stopping().is_set() {
         runtime::sleep(every).await;
-        if !core.config.auto_leader_rebalance_enable || core.groups.leaving.get() {
+        if !core.config().auto_leader_rebalance_enable || core.groups().leaving.get() {
             continue;
         }
         let now = clock::now();
         let prefer = |partition: &Rc<Partition>| {
-            let heard = core.groups.heard(&core, partition.group(), partition.replicas()[0]);
+            let heard = core.groups().heard(&*core, partition.group(), partition.replicas()[0]);
             if heard.is_some_and(|heard| heard.healthy && now.saturating_sub(heard.since) >= SETTLED) {
                 partition.prefer(&core);
             }
         };
-        core.for_partitions_in_turns(prefer).await;
+        in_turns(&core, prefer).await;
     }
 }
 
 /// Hands over this core's leaderships before the broker stops, where another replica can take over.
-pub async fn hand_over(core: Rc<Core>) {
-    core.groups.leaving.set(true);
+pub async fn hand_over(core: Rc<impl Host>) {
+    core.groups().leaving.set(true);
     let until = clock::now() + HAND_OVER_MAX;
     let mut begun = BTreeMap::new();
     loop {
@@ -315,14 +336,14 @@ pub async fn hand_over(core: Rc<Core>) {
             }
         }
         if is_over || clock::now() >= until {
-            return tell_of_hand_over(&core, &begun);
+            return tell_of_hand_over(&*core, &begun);
         }
         runtime::sleep(Duration::from_millis(50)).await;
     }
 }
 
 /// Logs what has become of the leaderships, by group and term, that were to be handed over.
-fn tell_of_hand_over(core: &Core, begun: &BTreeMap<GroupId, Term>) {
+fn tell_of_hand_over(core: &impl Host, begun: &BTreeMap<GroupId, Term>) {
     let (mut left, mut lost) = (0, 0);
     for (group, term) in begun {
         match core.partition(*group).map(|partition| partition.succession(*term)) {

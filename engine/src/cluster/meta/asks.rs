@@ -3,7 +3,7 @@
 
 use super::Meta;
 use crate::core::{
-    Core, core_of_slice,
+    Core,
     messages::{DescribeQuorum, FindInSlice, Linearize, Submit},
 };
 use consensus::{
@@ -16,7 +16,7 @@ use runtime::{
     sync::{Answer, Promise, promise},
 };
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
-use types::{META_CORE, RaftIndex, Term};
+use types::{META_CORE, RaftIndex, Term, core_of_slice};
 
 /// The outcome of one command.
 pub type CommandResult = Result<Outcome, Rejection>;

@@ -53,7 +53,7 @@ pub use submit::{submit, submit_with};
 pub use tools::answer as tool_answer;
 
 use crate::{
-    core::{Core, core_of_slice, messages::Notice},
+    core::{Core, messages::Notice},
     partition::replica::{Replica, Replicated},
 };
 use consensus::{
@@ -74,7 +74,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use types::{CoreId, META_GROUP, RaftIndex};
+use types::{CoreId, META_GROUP, RaftIndex, core_of_slice};
 use wal::store::{AppendError, LogPos};
 
 /// One unit of the metadata group's timers.
@@ -445,7 +445,7 @@ pub fn give_away(core: &Rc<Core>) {
     if meta.failed.get() || !meta.with(|_, raft| raft.is_leader() && !raft.is_handing_over()) {
         return;
     }
-    let is_able = |peer: u64| core.groups.can_lead(core, META_GROUP, node_of(peer));
+    let is_able = |peer: u64| core.groups.can_lead(&**core, META_GROUP, node_of(peer));
     if meta.happens(core, |plane, raft, _| plane.hand_over(raft, is_able)) {
         tracing::info!("handing over leadership of the metadata group");
     }

@@ -6,7 +6,7 @@ use crate::{
         internal_topics,
         node_id::{Claim, Members, NodeId},
     },
-    core::{Core, core_of_slice, messages::Notice, restored},
+    core::{Core, messages::Notice, restored},
     memory::Lasting,
     start_error::StartError,
 };
@@ -25,7 +25,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use types::{CoreId, META_GROUP, Position, RaftIndex};
+use types::{CoreId, META_GROUP, Position, RaftIndex, core_of_slice};
 use wal::{
     log::LogOptions,
     store::{RecoveredGroup, StoreDirs, snapshot},

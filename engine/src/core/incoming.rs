@@ -1,11 +1,9 @@
 //! Routes messages of other brokers to the cores that own their groups.
 
-use crate::{
-    cluster::{
-        meta::tool_answer,
-        peers::{Answering, Begun, Host},
-    },
-    core::{Core, messages::Notice},
+use super::{Core, messages::Notice};
+use crate::cluster::{
+    meta::tool_answer,
+    peers::{Answering, Begun, Host},
 };
 use bytes::Bytes;
 use consensus::{
