@@ -12,7 +12,7 @@ use super::{
     running::Running,
     summary::Summary,
 };
-use engine::{handlers::Client, partition::Partition};
+use engine::{connection::client::Client, partition::Partition};
 use runtime::planted::Bug;
 use runtime::{self as rt};
 use std::{
@@ -411,8 +411,7 @@ impl Cluster {
         let is_up = |node: &&Rc<Node>| node.serves() && !world.is_stopped(node.process) && !node.has_failed();
         let up: Vec<i32> = self.nodes.iter().filter(is_up).map(|node| node.id).collect();
         let others = |id: i32| self.nodes.iter().map(|node| node.id).filter(move |other| *other != id);
-        let is_reached =
-            |id: &i32| others(*id).all(|other| !net().is_cut(*id, other) && !net().is_cut(other, *id));
+        let is_reached = |id: &i32| others(*id).all(|other| !net().is_cut(*id, other) && !net().is_cut(other, *id));
         let healthy = |id: &i32| {
             let node = self.nodes.iter().find(|node| node.id == *id).expect("it is one of them");
             let Ailment { slow, stalls_until, full, broken } = node.ailment();

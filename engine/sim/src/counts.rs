@@ -12,7 +12,10 @@ use super::{
     running::Running,
 };
 use bytes::Bytes;
-use engine::handlers::{self, Reply};
+use engine::{
+    connection::{client::Client, reply::Reply},
+    handlers,
+};
 use net::{
     StrBytes,
     codec::{
@@ -129,7 +132,7 @@ impl Calm {
         let answers = Rc::new(RefCell::new(None));
         let (core, given) = (node.core().expect("it runs"), answers.clone());
         self.world.spawn(node.process, async move {
-            let client = Rc::new(handlers::Client::new(([127, 0, 0, 1], 1).into(), None));
+            let client = Rc::new(Client::new(([127, 0, 0, 1], 1).into(), None));
             let start = |(request, version): (Request, i16)| {
                 let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
                 handlers::start(&core, &client, &header, request)
@@ -332,7 +335,7 @@ fn allocations_of(calm: &Calm, node: &Node, (request, version): (Request, i16)) 
         let (core, spent, frame, done) = (core.clone(), spent.clone(), frame.clone(), Rc::new(Cell::new(false)));
         let ended = done.clone();
         calm.world.spawn(node.process, async move {
-            let client = Rc::new(handlers::Client::new(([127, 0, 0, 1], 1).into(), None));
+            let client = Rc::new(Client::new(([127, 0, 0, 1], 1).into(), None));
             let before = allocations::so_far();
             for _ in 0..ROUND {
                 let (header, request) = net::codec::request::decode(&frame).expect("it is well formed");

@@ -1,12 +1,10 @@
 //! Sends a connection's answers, and decides what becomes of its requests when its client is gone.
 
-use super::{Connection, GoingOn, InFlight, aside, closed};
-use crate::{
-    core::Core,
-    handlers::{self, Pending, Reply},
-    log_limit::Admitted,
-    memory::Held,
+use super::{
+    Connection, GoingOn, Host, InFlight, aside, closed,
+    reply::{Pending, Reply, reads_records, waits_for_members},
 };
+use crate::{log_limit::Admitted, memory::Held};
 use net::{
     codec::{api::ApiKey, header::RequestHeader, parts::Parts, response::Response},
     transport::conn::FrameWriter,
@@ -50,7 +48,7 @@ enum Orphan {
 impl Orphan {
     fn of(api: ApiKey) -> Self {
         match api {
-            api if handlers::reads_records(api) || handlers::waits_for_members(api) => Self::Dropped,
+            api if reads_records(api) || waits_for_members(api) => Self::Dropped,
             api if api.only_reads() => Self::DroppedAtEnd,
             _ => Self::GoesOn,
         }
@@ -68,7 +66,7 @@ impl Orphan {
 
 /// Sends answers in the order of their requests, until the reader is done and all are sent, or the peer is gone.
 /// Answers to produce requests that are ready together leave in one write.
-pub async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: FrameWriter) {
+pub async fn answer(core: &Rc<impl Host>, connection: &Rc<Connection>, mut writer: FrameWriter) {
     loop {
         let seen = connection.started.version();
         let next = connection.answers.borrow_mut().pop_front();
@@ -127,7 +125,12 @@ pub async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: Fr
 }
 
 /// Works on a request while the answers before its own are sent. `None`: its client is gone first.
-async fn work(core: &Core, connection: &Connection, request: &mut InFlight, writer: &mut FrameWriter) -> Option<Reply> {
+async fn work(
+    core: &Rc<impl Host>,
+    connection: &Connection,
+    request: &mut InFlight,
+    writer: &mut FrameWriter,
+) -> Option<Reply> {
     let (mut reply, orphan) = (None, Orphan::of(request.header.api));
     let working = async {
         connection.is_working.set(true);
@@ -143,14 +146,14 @@ async fn work(core: &Core, connection: &Connection, request: &mut InFlight, writ
 
 /// Resolves once the client of a request is gone and the request is dropped or goes on alone. Then the connection has
 /// ended, unless the client may still read other answers.
-async fn is_over(core: &Core, connection: &Connection, orphan: Orphan) {
+async fn is_over(core: &Rc<impl Host>, connection: &Connection, orphan: Orphan) {
     if orphan == Orphan::Dropped {
         return connection.quit.wait().await;
     }
     race(connection.gone.wait(), half_closed(connection)).await;
     connection.cut();
-    while orphan == Orphan::GoesOn && core.connections.ended_early.get() >= ENDED_EARLY_MAX {
-        core.connections.changed.next().await;
+    while orphan == Orphan::GoesOn && core.connections().ended_early.get() >= ENDED_EARLY_MAX {
+        core.connections().changed.next().await;
     }
 }
 
@@ -162,12 +165,12 @@ pub async fn half_closed(connection: &Connection) {
 
 /// Lets the requests of a connection that has ended go on in a task of their own, from this one on, one after the
 /// other as on the connection.
-fn end_early(core: &Rc<Core>, connection: &Connection, request: InFlight) {
+fn end_early(core: &Rc<impl Host>, connection: &Connection, request: InFlight) {
     let mut requests = VecDeque::from([request]);
     requests.append(&mut connection.answers.borrow_mut());
     connection.in_flight.set(0);
     connection.answered.notify();
-    let (going_on, until) = (GoingOn::of(core), clock::now() + UNREAD_PRODUCE_MAX);
+    let (going_on, until) = (GoingOn::of(core.connections()), clock::now() + UNREAD_PRODUCE_MAX);
     runtime::spawn(async move {
         for InFlight { header, answer, memory: _held } in requests {
             match Orphan::of(header.api) {
@@ -184,7 +187,7 @@ fn end_early(core: &Rc<Core>, connection: &Connection, request: InFlight) {
 
 /// Queues an answer. Its held memory stays held until it is sent.
 async fn send(
-    core: &Core,
+    core: &Rc<impl Host>,
     connection: &Connection,
     writer: &mut FrameWriter,
     header: &RequestHeader,
@@ -192,10 +195,10 @@ async fn send(
     held: Option<Held>,
 ) {
     let weight = held.as_ref().map_or(0, Held::bytes);
-    let (held, encoded) = aside::encode(&core.beside, header, response, held, weight).await;
+    let (held, encoded) = aside::encode(core.beside(), header, response, held, weight).await;
     match encoded {
         Ok(parts) => {
-            core.metrics.kafka_response_bytes_total.add(parts.byte_count() as u64);
+            core.metrics().kafka_response_bytes_total.add(parts.byte_count() as u64);
             writer.push(match held {
                 Some(mut held) => {
                     held.shrink_to(parts.byte_count());
@@ -206,7 +209,8 @@ async fn send(
         }
         Err(error) => {
             let (api, version, peer) = (header.api, header.version, connection.peer);
-            if let Some(Admitted { left_out }) = core.connection_log.admit(clock::now(), peer.ip(), &error.to_string())
+            if let Some(Admitted { left_out }) =
+                core.connection_log().admit(clock::now(), peer.ip(), &error.to_string())
             {
                 tracing::error!(%peer, ?api, version, %error, left_out, "cannot encode an answer");
             }
@@ -215,11 +219,11 @@ async fn send(
     }
 }
 
-async fn flush(core: &Core, connection: &Connection, writer: &mut FrameWriter) {
+async fn flush(core: &Rc<impl Host>, connection: &Connection, writer: &mut FrameWriter) {
     if connection.gone.is_set() {
         return writer.clear();
     }
-    let (unsent, queued) = (&core.connections.unsent_bytes, writer.queued_bytes());
+    let (unsent, queued) = (&core.connections().unsent_bytes, writer.queued_bytes());
     unsent.set(unsent.get() + queued);
     match race(writer.flush(), half_closed(connection)).await {
         Either::First(Ok(())) => {}

@@ -15,25 +15,28 @@
 
 mod answering;
 mod aside;
+pub mod client;
 mod quota;
 mod receiving;
+pub mod reply;
 mod stalled;
 
 pub use quota::Spread;
 pub use stalled::close_stalled;
 
 use crate::{
-    core::{Core, messages::Notice},
-    handlers::{self, Pending, Reply},
-    log_limit::Admitted,
-    memory::{FREE_DECODED_BYTES, Reservation},
+    config::Config,
+    log_limit::{Admitted, LogLimit},
+    memory::{FREE_DECODED_BYTES, Memory, Reservation},
+    metrics::CoreMetrics,
 };
 use answering::HALF_CLOSED_MAX;
+use client::Client;
 use net::{
     codec::{
         api::ApiKey,
         header::RequestHeader,
-        request::{self, DecodeError, Undecoded},
+        request::{self, DecodeError, Request, Undecoded},
     },
     transport::{
         conn::{self, ConnError, ConnHandle, FrameReader},
@@ -42,20 +45,22 @@ use net::{
 };
 use quota::{Addresses, Silent};
 use receiving::{Frame, FrameMemory, next_frame};
+use reply::{Pending, Reply, unknown_api_versions, waits_for_members};
 use runtime::{
     clock,
-    sync::{Either, Flag, Notify, race},
+    sync::{Either, Flag, Notify, line::Line, race},
 };
 use slab::Slab;
 use stalled::Motion;
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
+use types::CoreId;
 
 /// How long a request waits for memory to be decoded. Then its connection is closed: a change must not be made long
 /// after its client has given up.
@@ -82,20 +87,47 @@ pub struct Connections {
     changed: Notify,
 }
 
+/// A core, as its connections see it.
+pub trait Host: Sized + 'static {
+    fn id(&self) -> CoreId;
+    /// The number of cores.
+    fn cores(&self) -> usize;
+    fn config(&self) -> &Config;
+    fn metrics(&self) -> &CoreMetrics;
+    fn connections(&self) -> &Rc<Connections>;
+    fn memory(&self) -> &Memory;
+    /// Limits the lines about connections.
+    fn connection_log(&self) -> &LogLimit;
+    /// Set once the broker stops.
+    fn stopping(&self) -> &Flag;
+    /// Work for the thread beside this core, see `aside`.
+    fn beside(&self) -> &Line;
+    /// Starts a request of this client.
+    fn start(self: &Rc<Self>, client: &Rc<Client>, header: &RequestHeader, request: Request) -> Pending;
+    /// Gives a connection to the core that is to serve it.
+    fn give(self: &Rc<Self>, to: CoreId, accepted: Accepted);
+    /// On the core that counts an address: counts one more connection from it, unless the maximum is reached.
+    fn enter_address(self: &Rc<Self>, on: CoreId, from: IpAddr, max: usize) -> impl Future<Output = bool>;
+    /// A connection from the address is gone. This follows its [`Host::enter_address`].
+    fn leave_address(self: &Rc<Self>, on: CoreId, from: IpAddr);
+    /// Closes the connection of a core that has been silent for longest, to make room for another.
+    fn close_oldest(self: &Rc<Self>, on: CoreId) -> impl Future<Output = ()>;
+}
+
 /// Requests that go on without a connection. A core that drains waits for them.
-pub struct GoingOn(Rc<Core>);
+pub struct GoingOn(Rc<Connections>);
 
 impl GoingOn {
-    pub fn of(core: &Rc<Core>) -> Self {
-        core.connections.ended_early.update(|count| count + 1);
-        Self(core.clone())
+    pub fn of(connections: &Rc<Connections>) -> Self {
+        connections.ended_early.update(|count| count + 1);
+        Self(connections.clone())
     }
 }
 
 impl Drop for GoingOn {
     fn drop(&mut self) {
-        self.0.connections.ended_early.update(|count| count - 1);
-        self.0.connections.changed.notify();
+        self.0.ended_early.update(|count| count - 1);
+        self.0.changed.notify();
     }
 }
 
@@ -105,7 +137,7 @@ struct Connection {
     /// Set once its socket is closed and it is no longer counted.
     ended: Rc<Flag>,
     handle: ConnHandle,
-    client: Rc<handlers::Client>,
+    client: Rc<Client>,
     /// The next reply to send is still being worked on.
     is_working: Cell<bool>,
     /// The next frame waits for memory.
@@ -196,10 +228,10 @@ struct InFlight {
 impl InFlight {
     /// A request that is started. It holds its frame's memory until it is answered. If it waits for the members of a
     /// group, it gives the memory back as soon as the coordinator has its own copy.
-    fn new(client: &Rc<handlers::Client>, header: RequestHeader, answer: Pending, memory: FrameMemory) -> Self {
+    fn new(client: &Rc<Client>, header: RequestHeader, answer: Pending, memory: FrameMemory) -> Self {
         // The client's id is a slice of the frame, and no answer needs it.
         let header = RequestHeader { client_id: None, ..header };
-        match handlers::waits_for_members(header.api) {
+        match waits_for_members(header.api) {
             true => Self { header, answer: until_copied(client.clone(), answer, memory), memory: None },
             false => Self { header, answer, memory: Some(memory) },
         }
@@ -252,17 +284,17 @@ impl Connections {
 }
 
 /// Accepts on this core until the broker stops.
-pub async fn accept(core: Rc<Core>, bound: Bound) -> std::io::Result<()> {
+pub async fn accept(core: Rc<impl Host>, bound: Bound) -> std::io::Result<()> {
     let listener = Listener::new(bound)?;
     loop {
-        match race(listener.accept(), core.lifecycle.stopping.wait()).await {
+        match race(listener.accept(), core.stopping().wait()).await {
             Either::First(Ok(accepted)) => {
                 let peer = accepted.peer();
                 match quota::enter(&core, peer.ip()).await {
-                    Ok(()) => core.tell(core.connections.spread.place(), Notice::Connection { accepted }),
+                    Ok(()) => core.give(core.connections().spread.place(), accepted),
                     Err(why) => {
                         // The count comes first, so that a client that sees the end finds itself counted.
-                        core.metrics.connections_refused_total.add(1);
+                        core.metrics().connections_refused_total.add(1);
                         drop(accepted);
                         closed(&core, peer, &why.to_string());
                     }
@@ -270,7 +302,8 @@ pub async fn accept(core: Rc<Core>, bound: Bound) -> std::io::Result<()> {
             }
             Either::First(Err(error)) => {
                 let own = listener.addr().ip();
-                if let Some(Admitted { left_out }) = core.connection_log.admit(clock::now(), own, &error.to_string()) {
+                if let Some(Admitted { left_out }) = core.connection_log().admit(clock::now(), own, &error.to_string())
+                {
                     tracing::warn!(%error, left_out, "cannot accept a connection; trying again in 100 ms");
                 }
                 runtime::sleep(Duration::from_millis(100)).await;
@@ -281,29 +314,29 @@ pub async fn accept(core: Rc<Core>, bound: Bound) -> std::io::Result<()> {
 }
 
 /// Serves a connection that a core has accepted and counted for this one.
-pub fn take_over(core: &Rc<Core>, accepted: Accepted) {
+pub fn take_over(core: &Rc<impl Host>, accepted: Accepted) {
     let core = core.clone();
     runtime::spawn(async move {
         let (from, ended) = (accepted.peer().ip(), Rc::new(Flag::default()));
         serve(&core, accepted, &ended).await;
         quota::leave(&core, from);
         ended.set();
-        core.connections.changed.notify();
+        core.connections().changed.notify();
     });
 }
 
 /// Closes connections that have been idle for `connections.max.idle.ms`, until the broker stops.
-pub async fn close_idle(core: Rc<Core>) {
-    let Some(idle) = core.config.connections_max_idle() else { return };
-    while !core.is_stopping() {
+pub async fn close_idle(core: Rc<impl Host>) {
+    let Some(idle) = core.config().connections_max_idle() else { return };
+    while !core.stopping().is_set() {
         runtime::sleep((idle / 4).clamp(Duration::from_secs(1), Duration::from_secs(60))).await;
-        core.connections.close_idle(idle);
+        core.connections().close_idle(idle);
     }
 }
 
-async fn serve(core: &Rc<Core>, accepted: Accepted, ended: &Rc<Flag>) {
+async fn serve(core: &Rc<impl Host>, accepted: Accepted, ended: &Rc<Flag>) {
     let peer = accepted.peer();
-    let (mut reader, writer) = match conn::open(accepted, core.config.socket_request_max_bytes) {
+    let (mut reader, writer) = match conn::open(accepted, core.config().socket_request_max_bytes) {
         Ok(halves) => halves,
         Err(error) => return closed(core, peer, &error.to_string()),
     };
@@ -313,7 +346,7 @@ async fn serve(core: &Rc<Core>, accepted: Accepted, ended: &Rc<Flag>) {
         closing: Notify::default(),
         ended: ended.clone(),
         handle: reader.handle(),
-        client: Rc::new(handlers::Client::new(peer, Some(reader.handle()))),
+        client: Rc::new(Client::new(peer, Some(reader.handle()))),
         is_working: Cell::new(false),
         awaits_memory: Cell::new(false),
         activity: Activity { moved_bytes: Cell::new(0), at: Cell::new(now) },
@@ -330,9 +363,9 @@ async fn serve(core: &Rc<Core>, accepted: Accepted, ended: &Rc<Flag>) {
         half_closed_until: Cell::default(),
         gone: Flag::default(),
     });
-    let key = core.connections.open.borrow_mut().insert(connection.clone());
-    core.metrics.connections_open.set(core.connections.len() as u64);
-    let silent = core.connections.silent.insert(core, &connection);
+    let key = core.connections().open.borrow_mut().insert(connection.clone());
+    core.metrics().connections_open.set(core.connections().len() as u64);
+    let silent = core.connections().silent.insert(core, &connection);
     let answering = answering::answer(core, &connection, writer);
     let reading = async {
         match read(core, &connection, &mut reader, silent).await {
@@ -350,17 +383,17 @@ async fn serve(core: &Rc<Core>, accepted: Accepted, ended: &Rc<Flag>) {
     reader.shutdown();
     // Requests that go on hold the client, but not its socket.
     connection.client.leave();
-    core.connections.silent.remove(core, silent);
-    core.connections.open.borrow_mut().remove(key);
-    core.metrics.connections_open.set(core.connections.len() as u64);
+    core.connections().silent.remove(core, silent);
+    core.connections().open.borrow_mut().remove(key);
+    core.metrics().connections_open.set(core.connections().len() as u64);
 }
 
 /// Logs why a client's connection is closed, unless there are too many such lines.
-fn closed(core: &Core, peer: SocketAddr, error: &str) {
-    match core.connection_log.admit(clock::now(), peer.ip(), error) {
+fn closed(core: &Rc<impl Host>, peer: SocketAddr, error: &str) {
+    match core.connection_log().admit(clock::now(), peer.ip(), error) {
         Some(Admitted { left_out }) => tracing::warn!(%peer, %error, left_out, "closing a connection"),
         None => {
-            core.metrics.connection_lines_left_out_total.add(1);
+            core.metrics().connection_lines_left_out_total.add(1);
             tracing::debug!(%peer, %error, "closing a connection");
         }
     }
@@ -384,14 +417,14 @@ enum End {
 }
 
 async fn read(
-    core: &Rc<Core>,
+    core: &Rc<impl Host>,
     connection: &Rc<Connection>,
     reader: &mut FrameReader,
     silent: u64,
 ) -> Result<End, Refused> {
     let mut silent = Some(silent);
     loop {
-        if core.is_stopping() {
+        if core.stopping().is_set() {
             return Ok(End::Ours);
         }
         // Closing is permanent, so a notification counts even if it came before this wait.
@@ -400,12 +433,12 @@ async fn read(
             Either::Second(frame) => frame?,
         };
         let Some(Frame { bytes: frame, mut memory }) = frame else { return Ok(End::Clients) };
-        core.metrics.kafka_request_bytes_total.add(frame.len() as u64);
+        core.metrics().kafka_request_bytes_total.add(frame.len() as u64);
         let undecoded = match request::decode_header(&frame) {
             Ok(undecoded) => undecoded,
             // The client continues in a version that both support. Until then it counts as silent.
             Err(DecodeError::ApiVersionsVersion { correlation_id, .. }) => {
-                let (header, answer) = handlers::unknown_api_versions(correlation_id);
+                let (header, answer) = unknown_api_versions(correlation_id);
                 push(connection, InFlight::new(&connection.client, header, answer, memory));
                 continue;
             }
@@ -423,16 +456,16 @@ async fn read(
         }
         let answer = begin(core, connection, undecoded, decoded_bytes)?;
         if let Some(silent) = silent.take() {
-            core.connections.silent.remove(core, silent);
+            core.connections().silent.remove(core, silent);
         }
-        core.metrics.kafka_requests(header.api).add(1);
+        core.metrics().kafka_requests(header.api).add(1);
         push(connection, InFlight::new(&connection.client, header, answer, memory));
     }
 }
 
 /// Begins a request now or, if others are ahead of it, in its turn.
 fn begin(
-    core: &Rc<Core>,
+    core: &Rc<impl Host>,
     connection: &Connection,
     undecoded: Undecoded,
     decoded_bytes: usize,
@@ -444,15 +477,15 @@ fn begin(
         return Ok(later(core.clone(), connection.client.clone(), undecoded, decoded_bytes));
     }
     let (header, request) = undecoded.decode()?;
-    Ok(handlers::start(core, &connection.client, &header, request))
+    Ok(core.start(&connection.client, &header, request))
 }
 
 /// Starts a request once its answer is polled, and there is memory for its decoded form.
-pub fn later(core: Rc<Core>, client: Rc<handlers::Client>, undecoded: Undecoded, decoded_bytes: usize) -> Pending {
+pub fn later(core: Rc<impl Host>, client: Rc<Client>, undecoded: Undecoded, decoded_bytes: usize) -> Pending {
     Box::pin(async move {
-        let mut reserved = core.memory.requests.decoded_reservation();
+        let mut reserved = core.memory().requests.decoded_reservation();
         if decoded_bytes > FREE_DECODED_BYTES {
-            core.metrics.memory_request_waits_total.add(u64::from(!reserved.has_room(decoded_bytes)));
+            core.metrics().memory_request_waits_total.add(u64::from(!reserved.has_room(decoded_bytes)));
             if let Either::Second(()) = race(reserved.grow(decoded_bytes), runtime::sleep(DECODE_PATIENCE)).await {
                 let seconds = DECODE_PATIENCE.as_secs();
                 let why = format!(
@@ -462,9 +495,9 @@ pub fn later(core: Rc<Core>, client: Rc<handlers::Client>, undecoded: Undecoded,
                 return Reply::HangUp { why };
             }
         }
-        let (reserved, decoded) = aside::decode(&core.beside, undecoded, reserved).await;
+        let (reserved, decoded) = aside::decode(core.beside(), undecoded, reserved).await;
         let answer = match decoded {
-            Ok((header, request)) => handlers::start(&core, &client, &header, request),
+            Ok((header, request)) => core.start(&client, &header, request),
             Err(error) => return Reply::HangUp { why: error.to_string() },
         };
         if reserved.bytes() == 0 {
@@ -479,7 +512,7 @@ pub fn later(core: Rc<Core>, client: Rc<handlers::Client>, undecoded: Undecoded,
 }
 
 /// Holds a frame's memory until the request is answered, or until a group's coordinator has its own copy of it.
-fn until_copied(client: Rc<handlers::Client>, answer: Pending, memory: FrameMemory) -> Pending {
+fn until_copied(client: Rc<Client>, answer: Pending, memory: FrameMemory) -> Pending {
     Box::pin(async move {
         let seen = client.copied().version();
         holding(answer, memory, client.copied().past(seen)).await

@@ -6,11 +6,7 @@
 //! all connections have sent one, the broker closes the new one at once. Otherwise it would wait in the kernel's
 //! queue without an error.
 
-use super::Connection;
-use crate::core::{
-    Core,
-    messages::{CloseOldest, EnterAddress, Notice},
-};
+use super::{Connection, Host};
 use ahash::AHashMap;
 use std::{
     cell::{Cell, RefCell},
@@ -82,7 +78,7 @@ pub struct Silent {
 }
 
 impl Silent {
-    pub(super) fn insert(&self, core: &Core, connection: &Rc<Connection>) -> u64 {
+    pub(super) fn insert(&self, core: &Rc<impl Host>, connection: &Rc<Connection>) -> u64 {
         let number = self.next.replace(self.next.get() + 1);
         self.waiting.borrow_mut().insert(number, connection.clone());
         self.count(core);
@@ -90,21 +86,21 @@ impl Silent {
     }
 
     /// The connection has sent a request, or is gone.
-    pub fn remove(&self, core: &Core, number: u64) {
+    pub fn remove(&self, core: &Rc<impl Host>, number: u64) {
         if self.waiting.borrow_mut().remove(&number).is_some() {
             self.count(core);
         }
     }
 
-    fn count(&self, core: &Core) {
-        core.connections.spread.set_silent(core.id(), self.waiting.borrow().len());
+    fn count(&self, core: &Rc<impl Host>) {
+        core.connections().spread.set_silent(core.id(), self.waiting.borrow().len());
     }
 
     /// Closes the oldest one, and waits until it and its descriptor are gone.
-    pub async fn close_oldest(&self, core: &Core) {
+    pub async fn close_oldest(&self, core: &Rc<impl Host>) {
         let Some((_, oldest)) = self.waiting.borrow_mut().pop_first() else { return };
         self.count(core);
-        core.metrics.connections_displaced_total.add(1);
+        core.metrics().connections_displaced_total.add(1);
         let ended = oldest.ended.clone();
         oldest.cut();
         drop(oldest);
@@ -160,34 +156,34 @@ pub enum RefusedConnection {
 
 /// Counts a connection from this address, or returns why it is refused. After `Ok`, the caller must [`leave`] at
 /// the end.
-pub async fn enter(core: &Rc<Core>, from: IpAddr) -> Result<(), RefusedConnection> {
+pub async fn enter(core: &Rc<impl Host>, from: IpAddr) -> Result<(), RefusedConnection> {
     let from = from.to_canonical();
-    if let Some(max) = core.config.max_connections_per_ip() {
+    if let Some(max) = core.config().max_connections_per_ip() {
         let to = core_of(from, core.cores());
-        if !core.ask(to, EnterAddress { from, max }).await {
+        if !core.enter_address(to, from, max).await {
             return Err(RefusedConnection::PerAddress { max, from });
         }
     }
-    let spread = &core.connections.spread;
+    let spread = &core.connections().spread;
     while !spread.enter() {
         let Some(on) = spread.most_silent() else {
             leave_address(core, from);
             return Err(RefusedConnection::Broker { max: spread.max });
         };
-        core.ask(on, CloseOldest {}).await;
+        core.close_oldest(on).await;
     }
     Ok(())
 }
 
 /// A connection that this core counted is gone.
-pub fn leave(core: &Rc<Core>, from: IpAddr) {
-    core.connections.spread.leave(core.id());
+pub fn leave(core: &Rc<impl Host>, from: IpAddr) {
+    core.connections().spread.leave(core.id());
     leave_address(core, from.to_canonical());
 }
 
-fn leave_address(core: &Rc<Core>, from: IpAddr) {
-    if core.config.max_connections_per_ip().is_some() {
-        core.tell(core_of(from, core.cores()), Notice::LeaveAddress { from });
+fn leave_address(core: &Rc<impl Host>, from: IpAddr) {
+    if core.config().max_connections_per_ip().is_some() {
+        core.leave_address(core_of(from, core.cores()), from);
     }
 }
 

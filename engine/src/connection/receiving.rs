@@ -6,11 +6,8 @@
 //!
 //! [`HALF_CLOSED_MAX`]: super::answering::HALF_CLOSED_MAX
 
-use super::{Connection, answering::half_closed};
-use crate::{
-    core::Core,
-    memory::{FREE_BYTES, Reservation},
-};
+use super::{Connection, Connections, Host, answering::half_closed};
+use crate::memory::{FREE_BYTES, Reservation};
 use bytes::Bytes;
 use net::{
     codec::{api::ApiKey, frame},
@@ -46,7 +43,7 @@ impl FrameMemory {
 
     /// Reserves `more` bytes, which are more than [`FREE_BYTES`]. `None`: the client did not stay until there was
     /// memory.
-    pub async fn grow(&mut self, core: &Core, connection: &Connection, more: usize) -> Option<()> {
+    pub async fn grow(&mut self, core: &Rc<impl Host>, connection: &Connection, more: usize) -> Option<()> {
         let goal = self.reserved() + more;
         let mut receiving = Receiving { connection, reserved: self.reserved.take() };
         let grown = receiving.reserve(core, Some(ApiKey::Produce as i16), goal, goal).await;
@@ -57,30 +54,29 @@ impl FrameMemory {
 
 /// Counts a small frame.
 struct Small {
-    core: Rc<Core>,
+    connections: Rc<Connections>,
     bytes: usize,
 }
 
 impl Small {
-    fn count(core: &Rc<Core>, bytes: usize) -> Self {
-        let sum = &core.connections.small_bytes;
-        sum.set(sum.get() + bytes);
-        Self { core: core.clone(), bytes }
+    fn count(core: &Rc<impl Host>, bytes: usize) -> Self {
+        let connections = core.connections().clone();
+        connections.small_bytes.update(|sum| sum + bytes);
+        Self { connections, bytes }
     }
 }
 
 impl Drop for Small {
     fn drop(&mut self) {
-        let connections = &self.core.connections;
-        connections.small_bytes.set(connections.small_bytes.get() - self.bytes);
-        connections.changed.notify();
+        self.connections.small_bytes.update(|sum| sum - self.bytes);
+        self.connections.changed.notify();
     }
 }
 
 /// The next frame, once this connection may start another request. `None`: the client closed the connection. A large
 /// frame is received only as fast as memory is reserved for it.
 pub async fn next_frame(
-    core: &Rc<Core>,
+    core: &Rc<impl Host>,
     connection: &Connection,
     reader: &mut FrameReader,
 ) -> Result<Option<Frame>, ConnError> {
@@ -120,17 +116,17 @@ struct Receiving<'a> {
 
 impl Receiving<'_> {
     /// `key`: the request's, if it is known. `None`: the client did not stay until there was memory.
-    async fn reserve(&mut self, core: &Core, key: Option<i16>, frame_bytes: usize, goal: usize) -> Option<()> {
+    async fn reserve(&mut self, core: &Rc<impl Host>, key: Option<i16>, frame_bytes: usize, goal: usize) -> Option<()> {
         if frame_bytes <= FREE_BYTES {
             return Some(());
         }
         let may_be_produce = key.is_none_or(|key| key == ApiKey::Produce as i16);
-        let reserve = || core.memory.requests.reservation(frame_bytes, may_be_produce);
+        let reserve = || core.memory().requests.reservation(frame_bytes, may_be_produce);
         let reserved = self.reserved.get_or_insert_with(reserve);
         if reserved.bytes() >= goal {
             return Some(());
         }
-        core.metrics.memory_request_waits_total.add(u64::from(!reserved.has_room(goal)));
+        core.metrics().memory_request_waits_total.add(u64::from(!reserved.has_room(goal)));
         self.connection.awaits_memory.set(true);
         let grown = while_client_stays(self.connection, reserved.grow(goal)).await;
         self.connection.awaits_memory.set(false);
@@ -146,16 +142,16 @@ impl Drop for Receiving<'_> {
 }
 
 /// Waits until this connection may start another request.
-async fn room(core: &Core, connection: &Connection) {
+async fn room(core: &Rc<impl Host>, connection: &Connection) {
     loop {
-        let (seen, core_seen) = (connection.answered.version(), core.connections.changed.version());
+        let (seen, core_seen) = (connection.answered.version(), core.connections().changed.version());
         let in_flight = connection.in_flight.get();
-        let crowded = core.connections.small_bytes.get() >= core.memory.requests.small_max();
+        let crowded = core.connections().small_bytes.get() >= core.memory().requests.small_max();
         // A connection without requests in flight may always start one. Otherwise none might ever progress.
         if in_flight == 0 || (in_flight < IN_FLIGHT_MAX && !crowded) {
             return;
         }
-        race(connection.answered.past(seen), core.connections.changed.past(core_seen)).await;
+        race(connection.answered.past(seen), core.connections().changed.past(core_seen)).await;
     }
 }
 

@@ -5,8 +5,7 @@
 //! faster. An answer that is not taken also keeps the memory of the requests behind it. Slower clients are closed,
 //! those that hold most memory first. No client is closed while there is enough memory for all.
 
-use super::{Connection, closed};
-use crate::core::Core;
+use super::{Connection, Host, closed};
 use std::{
     cell::Cell,
     cmp::Reverse,
@@ -76,11 +75,11 @@ struct Stalled {
 }
 
 /// Closes connections that stall while others wait, until the broker stops.
-pub async fn close_stalled(core: Rc<Core>) {
+pub async fn close_stalled(core: Rc<impl Host>) {
     let mut looked = false;
-    while !core.is_stopping() {
+    while !core.stopping().is_set() {
         runtime::sleep(LOOK_EVERY).await;
-        let (memory, unsent) = (&core.memory, core.connections.unsent_bytes.get());
+        let (memory, unsent) = (core.memory(), core.connections().unsent_bytes.get());
         let is_due = memory.is_short() || unsent > memory.answers_max() / 2;
         if is_due {
             look(&core, !looked);
@@ -90,12 +89,12 @@ pub async fn close_stalled(core: Rc<Core>) {
 }
 
 /// `anew`: the last observations of connections are too old to count.
-fn look(core: &Core, anew: bool) {
+fn look(core: &Rc<impl Host>, anew: bool) {
     let now = Instant::now();
     let (mut of_requests, mut of_answers) = (Vec::new(), Vec::new());
-    let memory = &core.memory;
+    let memory = core.memory();
     let (requests_wait, answers_wait) = (memory.requests.waiting(), memory.answers_waiting());
-    for (_, connection) in core.connections.open.borrow().iter() {
+    for (_, connection) in core.connections().open.borrow().iter() {
         let (sent, received) = (connection.handle.sent_bytes(), connection.handle.received_bytes());
         if anew {
             connection.received.rest(received, now);
@@ -131,14 +130,14 @@ fn look(core: &Core, anew: bool) {
     if requests_wait > 0 {
         close(core, of_requests, wanted(memory.requests.share(), requests_wait));
     }
-    if answers_wait > 0 || core.connections.unsent_bytes.get() > memory.answers_max() {
+    if answers_wait > 0 || core.connections().unsent_bytes.get() > memory.answers_max() {
         close(core, of_answers, wanted(memory.answers_max(), answers_wait));
     }
 }
 
 /// Closes the connections that hold most, until `wanted` bytes come back. A frame that exceeds its lane's room goes
 /// first, whatever it holds, since all others wait for it.
-fn close(core: &Core, mut stalled: Vec<Stalled>, mut wanted: usize) {
+fn close(core: &Rc<impl Host>, mut stalled: Vec<Stalled>, mut wanted: usize) {
     stalled.sort_by_key(|stalled| (Reverse(stalled.connection.receives_over.get()), Reverse(stalled.bytes)));
     for Stalled { connection, bytes, why } in stalled {
         if wanted == 0 {
@@ -148,7 +147,7 @@ fn close(core: &Core, mut stalled: Vec<Stalled>, mut wanted: usize) {
             continue;
         }
         wanted = wanted.saturating_sub(bytes);
-        core.metrics.connections_stalled_total.add(1);
+        core.metrics().connections_stalled_total.add(1);
         closed(
             core,
             connection.peer,

@@ -26,8 +26,8 @@
 use crate::{
     config::Config,
     coordinator::{
-        self, AppendId, Context, Coordinator, Cursor, GroupRequest, GroupResponse, Now, Output, Room, Topics,
-        Wanted, receipts::ReceiptId,
+        self, AppendId, Context, Coordinator, Cursor, GroupRequest, GroupResponse, Now, Output, Room, Topics, Wanted,
+        receipts::ReceiptId,
     },
     log_limit::{Admitted, LogLimit},
     long_work::{LongWork, Work},

@@ -1,20 +1,27 @@
 //! The core as the host of its partitions and of its group coordinators.
 
-use super::{Core, messages::Notice};
+use super::{
+    Core,
+    messages::{CloseOldest, EnterAddress, Notice},
+};
 use crate::{
     cluster::meta,
     config::Config,
+    connection::{self, Connections, client::Client, reply::Pending},
     coordinator::{
         Incarnation, Topics,
         host::{Coordinators, Host},
         receipts::ReceiptId,
     },
-    handlers::metadata_log::{METADATA_TOPIC, METADATA_TOPIC_ID},
+    handlers::{
+        self,
+        metadata_log::{METADATA_TOPIC, METADATA_TOPIC_ID},
+    },
     host::disk::Store,
     liveness::{self, Groups},
     log_limit::LogLimit,
     long_work::LongWork,
-    memory::GroupState,
+    memory::{GroupState, Memory},
     metrics::CoreMetrics,
     partition::{
         Led, Partition,
@@ -30,9 +37,13 @@ use consensus::{
     metadata::View,
     wire::PeerMessage,
 };
-use net::peer::Lane;
-use runtime::sync::Flag;
-use std::{collections::BTreeSet, rc::Rc, time::Duration};
+use net::{
+    codec::{header::RequestHeader, request::Request},
+    peer::Lane,
+    transport::listen::Accepted,
+};
+use runtime::sync::{Flag, line::Line};
+use std::{collections::BTreeSet, net::IpAddr, rc::Rc, time::Duration};
 use types::{CoreId, GroupId, META_GROUP};
 
 impl Parts for Core {
@@ -229,6 +240,64 @@ impl liveness::Host for Core {
 
     fn partitions_that(&self, are: impl Fn(&Partition) -> bool) -> Vec<Rc<Partition>> {
         Core::partitions_that(self, are)
+    }
+}
+
+impl connection::Host for Core {
+    fn id(&self) -> CoreId {
+        Core::id(self)
+    }
+
+    fn cores(&self) -> usize {
+        Core::cores(self)
+    }
+
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn metrics(&self) -> &CoreMetrics {
+        &self.metrics
+    }
+
+    fn connections(&self) -> &Rc<Connections> {
+        &self.connections
+    }
+
+    fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    fn connection_log(&self) -> &LogLimit {
+        &self.connection_log
+    }
+
+    fn stopping(&self) -> &Flag {
+        &self.lifecycle.stopping
+    }
+
+    fn beside(&self) -> &Line {
+        &self.beside
+    }
+
+    fn start(self: &Rc<Self>, client: &Rc<Client>, header: &RequestHeader, request: Request) -> Pending {
+        handlers::start(self, client, header, request)
+    }
+
+    fn give(self: &Rc<Self>, to: CoreId, accepted: Accepted) {
+        self.tell(to, Notice::Connection { accepted });
+    }
+
+    async fn enter_address(self: &Rc<Self>, on: CoreId, from: IpAddr, max: usize) -> bool {
+        self.ask(on, EnterAddress { from, max }).await
+    }
+
+    fn leave_address(self: &Rc<Self>, on: CoreId, from: IpAddr) {
+        self.tell(on, Notice::LeaveAddress { from });
+    }
+
+    async fn close_oldest(self: &Rc<Self>, on: CoreId) {
+        self.ask(on, CloseOldest {}).await;
     }
 }
 

@@ -34,10 +34,7 @@ pub mod turn_probe;
 pub use following::restored;
 
 use crate::{
-    cluster::{
-        meta::Meta,
-        peers::Peers,
-    },
+    cluster::{meta::Meta, peers::Peers},
     config::{Config, cluster as config_cluster, topic::Inherited, value::HostPort},
     connection::{Connections, Spread},
     coordinator::{host::Coordinators, receipts::Receipts},
@@ -58,11 +55,7 @@ use crate::{
     memory::{self, Lasting, Memory},
     metrics::CoreMetrics,
     partition::{
-        Led, Partition,
-        admission::Admission,
-        pace::Pace,
-        producers::share::ProducersShare,
-        replica::ReadyLoop,
+        Led, Partition, admission::Admission, pace::Pace, producers::share::ProducersShare, replica::ReadyLoop,
     },
 };
 use ahash::AHashMap;
@@ -188,7 +181,7 @@ pub struct Core {
     disk_full: Cell<bool>,
     /// Notified at each such try.
     disk_filled: Notify,
-    pub connections: Connections,
+    pub connections: Rc<Connections>,
     /// Limits the lines about connections, on the Kafka port and the peer port together.
     pub connection_log: Rc<LogLimit>,
     /// Limits the lines about partitions that reads and other replicas can cause.
@@ -244,7 +237,7 @@ impl Core {
             failed: RefCell::default(),
             disk_full: Cell::new(false),
             disk_filled: Notify::default(),
-            connections: Connections::new(parts.spread),
+            connections: Rc::new(Connections::new(parts.spread)),
             connection_log: Rc::default(),
             partition_log: Rc::default(),
             lifecycle: Lifecycle::default(),

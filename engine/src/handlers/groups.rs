@@ -2,7 +2,6 @@
 //! there.
 
 use super::{
-    Client, Reply,
     cluster::brokers,
     operations,
     topics::{internal::ensure_offsets_topic, until_led},
@@ -10,6 +9,7 @@ use super::{
 };
 use crate::{
     cluster::{internal_topics::OFFSETS_TOPIC, meta},
+    connection::{client::Client, reply::Reply},
     coordinator::{
         Context, GroupRequest, GroupResponse, Piece, Route, Wanted, by_partition, partition_of, shorten_filter,
     },

@@ -8,8 +8,8 @@ use crate::{
         decoders::Decoder,
         messages::{FindEpochEnds, FindInMetadata, FindOffsets},
     },
-    long_work::Work,
     log_limit::Admitted,
+    long_work::Work,
     memory::Held,
     partition::Partition,
 };
@@ -184,8 +184,9 @@ impl<'a> Named<'a> {
 pub async fn find_all(core: Rc<Core>, questions: Placed<Where>) -> Found<Place> {
     // All lookups of a request together wait this long for memory. With little memory, the rest are told to ask again.
     let until = clock::now() + PATIENCE;
-    let find =
-        async |work: &mut Work<'_, Core>, partition: Rc<Partition>, asked: Where| find(work, partition, asked, until).await;
+    let find = async |work: &mut Work<'_, Core>, partition: Rc<Partition>, asked: Where| {
+        find(work, partition, asked, until).await
+    };
     answer_all(core, questions, find).await
 }
 

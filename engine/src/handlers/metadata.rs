@@ -7,10 +7,7 @@ use super::{
     topics::{auto_create, check_auto_create, collisions},
 };
 use crate::{
-    cluster::{
-        internal_topics,
-        meta,
-    },
+    cluster::{internal_topics, meta},
     core::Core,
     long_work::Work,
 };
@@ -206,7 +203,12 @@ impl<'a> Look<'a> {
         }
     }
 
-    async fn describe(&self, work: &mut Work<'_, Core>, topic: &Topic, partitions: Range<usize>) -> MetadataResponseTopic {
+    async fn describe(
+        &self,
+        work: &mut Work<'_, Core>,
+        topic: &Topic,
+        partitions: Range<usize>,
+    ) -> MetadataResponseTopic {
         work.entry().await;
         let response = MetadataResponseTopic::default()
             .with_name(Some(TopicName(StrBytes::from_string(topic.name.to_string()))))

@@ -2,7 +2,6 @@
 //! Lives on: the core of the client's connection. A handler reaches partitions and metadata through [`Core`].
 
 mod api_versions;
-mod client;
 pub mod cluster;
 mod configs;
 pub(crate) mod fetch;
@@ -21,7 +20,6 @@ mod weight;
 
 pub use self::cluster::placement::Placement;
 pub use crate::cluster::internal_topics::OFFSETS_TOPIC;
-pub use client::Client;
 pub use fetch::Fetches;
 pub use list_offsets::Unreadable;
 pub use metadata_log::METADATA_TOPIC;
@@ -29,45 +27,23 @@ pub use producer_ids::ProducerIds;
 
 use self::cluster::{elect_leaders, quorum, unregister};
 use crate::{
+    connection::{
+        client::Client,
+        reply::{Pending, Reply, waits_for_members},
+    },
     coordinator::{Context, GroupRequest},
     core::Core,
-    memory::Held,
 };
 use net::{
     StrBytes,
-    codec::{api::ApiKey, header::RequestHeader, request::Request, response::Response},
+    codec::{header::RequestHeader, request::Request, response::Response},
 };
-use std::{future::Future, pin::Pin, rc::Rc, time::Duration};
+use std::{future::Future, rc::Rc, time::Duration};
 
 /// Longest time that a request waits because its client names a timeout. Until it is answered, a request holds memory
 /// of which others may be in need, and Kafka's type allows 24 days. Clients name 30 s by default and seldom more than
 /// 2 minutes.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(300);
-
-/// How a request ends for its connection.
-pub enum Reply {
-    Send(Response),
-    /// An answer whose memory is held until it is sent.
-    SendHeld(Response, Held),
-    /// The protocol has no answer here, as for a produce request with acks=0 that was appended.
-    Nothing,
-    /// The protocol has no answer, but the client must learn of an error. So its connection is closed.
-    HangUp {
-        why: String,
-    },
-}
-
-impl Reply {
-    pub fn response(self) -> Option<Response> {
-        match self {
-            Reply::Send(response) | Reply::SendHeld(response, _) => Some(response),
-            Reply::Nothing | Reply::HangUp { .. } => None,
-        }
-    }
-}
-
-/// A reply in progress.
-pub type Pending = Pin<Box<dyn Future<Output = Reply>>>;
 
 /// Starts a request of this client. Produce requests take their places in the logs in the order of these calls.
 /// Other requests begin once the answers before theirs have left.
@@ -139,25 +115,8 @@ fn timeout_of(timeout_ms: i32) -> Duration {
     Duration::from_millis(timeout_ms.max(0) as u64).min(TIMEOUT_MAX)
 }
 
-/// Whether a request reads records, which may take a long time and much memory.
-pub fn reads_records(api: ApiKey) -> bool {
-    matches!(api, ApiKey::Fetch | ApiKey::ListOffsets)
-}
-
-/// Whether a request waits for other members of its group, which may take minutes. The group's coordinator needs no
-/// client for it: dropping the wait only drops the answer.
-pub fn waits_for_members(api: ApiKey) -> bool {
-    matches!(api, ApiKey::JoinGroup | ApiKey::SyncGroup)
-}
-
 fn reply<R: Into<Response>>(answer: impl Future<Output = R> + 'static) -> Pending {
     Box::pin(async move { Reply::Send(answer.await.into()) })
-}
-
-/// The header and answer for an ApiVersions version that is not served: version 0, error 35 and the table (KIP-511).
-pub fn unknown_api_versions(correlation_id: i32) -> (RequestHeader, Pending) {
-    let header = RequestHeader { api: ApiKey::ApiVersions, version: 0, correlation_id, client_id: None };
-    (header, reply(async { net::codec::api::api_versions_fallback() }))
 }
 
 #[cfg(test)]

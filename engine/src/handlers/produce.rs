@@ -3,9 +3,10 @@
 //! acks=all waits for the commit, and acks=1 for the leader's disk. acks=0 gets no answer, so an error closes the
 //! connection, as in Kafka. The producer then refreshes its metadata, instead of losing one record after the other.
 
-use super::{Pending, Reply, cluster::brokers, timeout_of, weight};
+use super::{cluster::brokers, timeout_of, weight};
 use crate::{
     cluster::meta,
+    connection::reply::{Pending, Reply},
     core::{Core, decoders::Decoder, messages::Append},
     long_work::Work,
     partition::{Acks, Appended, Committed, PartitionError, admission::Turn},
@@ -51,25 +52,15 @@ const PARTITION_BYTES: usize = 200;
 /// Most characters of a topic's name in a log line. No valid name is longer.
 const TOPIC_CHARS_TOLD: usize = 249;
 
-/// Hands one connection's requests to the partitions in the order of arrival, however long their checks take.
-#[derive(Default)]
-pub struct Lane(Line);
-
-impl Lane {
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-}
-
 /// Checks the request, hands every batch to its partition, and returns the pending answer. If one turn is enough
 /// and no earlier request of the connection is in the lane, the batches are handed over when this returns.
-pub fn start(core: &Rc<Core>, lane: &Lane, request: ProduceRequest, version: i16) -> Pending {
+pub fn start(core: &Rc<Core>, lane: &Line, request: ProduceRequest, version: i16) -> Pending {
     let mut checking = Checking::new(core, request, version);
-    if lane.0.is_empty() && checking.step(core, &mut { Share::TURN }) {
+    if lane.is_empty() && checking.step(core, &mut { Share::TURN }) {
         return checking.hand_over(core, version);
     }
-    checking.rest(core, !lane.0.is_empty());
-    let place = lane.0.join();
+    checking.rest(core, !lane.is_empty());
+    let place = lane.join();
     let (promise, answer) = promise();
     let core = core.clone();
     // This needs its own task: the answer is not polled before those to earlier requests have left.

@@ -4,13 +4,13 @@
 //! The estimates count an answer twice, decoded and encoded, since both are there for a moment.
 
 use super::{
-    Reply,
     configs::{RESOURCE_BROKER, RESOURCE_TOPIC},
     metadata::DESCRIBED_PARTITIONS_MAX,
     timeout_of,
 };
 use crate::{
     config::{SETTINGS, topic},
+    connection::reply::Reply,
     core::Core,
     long_work::Work,
     memory::{ALONE_BYTES_MAX, Budget, Held},

@@ -16,8 +16,8 @@ use consensus::{
     plane::node_of,
     wire::{Beat, PeerMessage},
 };
-use runtime::{clock, sync::Flag};
 use runtime::planted;
+use runtime::{clock, sync::Flag};
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet, VecDeque},

@@ -2,16 +2,14 @@
 //! entry.
 
 use super::{Partition, State};
-use crate::{
-    partition::{
-        errors::PartitionError,
-        host::Host,
-        producers::{
-            Verdict, WrittenBatch,
-            gaps::{Gap, Patience},
-        },
-        replica::{self, Payload},
+use crate::partition::{
+    errors::PartitionError,
+    host::Host,
+    producers::{
+        Verdict, WrittenBatch,
+        gaps::{Gap, Patience},
     },
+    replica::{self, Payload},
 };
 use bytes::Bytes;
 use consensus::group::descriptor::{Descriptor, EntryData};

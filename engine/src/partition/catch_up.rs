@@ -182,7 +182,12 @@ impl Partition {
         self.send_with(core, Lane::Bulk, message, payloads);
     }
 
-    async fn read_entries(&self, core: &Rc<impl Host>, from: RaftIndex, below: RaftIndex) -> Option<Vec<record::Entry>> {
+    async fn read_entries(
+        &self,
+        core: &Rc<impl Host>,
+        from: RaftIndex,
+        below: RaftIndex,
+    ) -> Option<Vec<record::Entry>> {
         let read = match core.store().entries(self.group(), from, below, PIECE_BYTES) {
             Entries::Memory(entries) => Ok(entries),
             Entries::Cold(read) => read.await,

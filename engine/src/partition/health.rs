@@ -25,7 +25,10 @@ impl Partition {
         // The caller may be changing the partition's state, so this does not look at it.
         let leads = self.established.get() && self.replica.with(|raft| raft.is_leader());
         let is_short = || self.in_sync.borrow().len() < self.replicas.borrow().len();
-        self.set_health(core.metrics(), Health { leaderless: self.told.get().is_none(), under_replicated: leads && is_short() });
+        self.set_health(
+            core.metrics(),
+            Health { leaderless: self.told.get().is_none(), under_replicated: leads && is_short() },
+        );
     }
 
     /// Removes this partition from the core's counts: its replica is closed, or its storage has failed.

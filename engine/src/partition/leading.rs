@@ -254,9 +254,9 @@ impl Partition {
         if leader == Some(node) {
             self.replica.with(|raft| raft.lose_leader());
             let replicas = self.replicas.borrow();
-            let others = replicas.iter().filter(|other| {
-                **other == core.node() || (**other != node && core.is_there(self.group(), **other))
-            });
+            let others = replicas
+                .iter()
+                .filter(|other| **other == core.node() || (**other != node && core.is_there(self.group(), **other)));
             let place = match core.is_well() {
                 true => others.take_while(|other| **other != core.node()).count(),
                 // Last, after all other replicas.

@@ -35,7 +35,14 @@ impl Partition {
     }
 
     /// Whole batches from the one that holds `offset`, up to offset `below`.
-    pub fn read(&self, core: &Rc<impl Host>, offset: u64, below: u64, bytes_max: usize, at_least_one: bool) -> FetchRead {
+    pub fn read(
+        &self,
+        core: &Rc<impl Host>,
+        offset: u64,
+        below: u64,
+        bytes_max: usize,
+        at_least_one: bool,
+    ) -> FetchRead {
         let bytes = |batches: Vec<log_read::Batch>| batches.into_iter().map(|batch| batch.bytes).collect();
         match core.store().read(self.group(), offset, below, bytes_max, at_least_one) {
             Read::Memory(batches) => FetchRead::Hot(bytes(batches)),

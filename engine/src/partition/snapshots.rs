@@ -101,7 +101,8 @@ impl Partition {
         let mut context = log.first_offset.to_le_bytes().to_vec();
         context.extend_from_slice(&self.state.borrow().producers.snapshot_at(index, PRODUCERS_BYTES_MAX));
         message.context = context.into();
-        if let Some(Admitted { left_out }) = core.partition_log().admit(clock::now(), self.group(), "sending a snapshot")
+        if let Some(Admitted { left_out }) =
+            core.partition_log().admit(clock::now(), self.group(), "sending a snapshot")
         {
             tracing::info!(
                 partition = %self.name, to, %index, offset = log.first_offset, left_out,

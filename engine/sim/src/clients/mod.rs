@@ -12,7 +12,12 @@ use super::{
     node::Node,
 };
 use bytes::Bytes;
-use engine::{connection::GoingOn, core::Core, handlers, partition::producers::CACHED_BATCHES};
+use engine::{
+    connection::{GoingOn, client::Client},
+    core::Core,
+    handlers,
+    partition::producers::CACHED_BATCHES,
+};
 use net::{
     StrBytes,
     codec::{
@@ -76,7 +81,7 @@ async fn ask_in_order(node: &Rc<Node>, requests: Vec<Request>, version: i16, pat
     let process = node.process;
     world.spawn(process, async move {
         let world = exec::world();
-        let (mut before, client) = (None, Rc::new(handlers::Client::new(([127, 0, 0, 1], 1).into(), None)));
+        let (mut before, client) = (None, Rc::new(Client::new(([127, 0, 0, 1], 1).into(), None)));
         for (place, (request, answered)) in requests.into_iter().zip(promises).enumerate() {
             if place > 0 {
                 rt::sleep(world.draw(Duration::ZERO..apart)).await;
@@ -85,7 +90,7 @@ async fn ask_in_order(node: &Rc<Node>, requests: Vec<Request>, version: i16, pat
                 return;
             }
             let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
-            let going_on = GoingOn::of(&core);
+            let going_on = GoingOn::of(&core.connections);
             let answering = handlers::start(&core, &client, &header, request);
             let (left, this) = promise();
             let before = before.replace(this);

@@ -13,9 +13,9 @@ use crate::{
     node::{Ailment, Node},
 };
 use engine::{
-    connection,
+    connection::{self, client::Client},
     core::{Core, decoders::Decoder},
-    handlers::{self, Client},
+    handlers,
     partition::Partition,
 };
 use net::{

@@ -14,9 +14,9 @@ use super::{
     node::Node,
 };
 use engine::{
-    connection::GoingOn,
+    connection::{GoingOn, client::Client},
     coordinator::partition_of,
-    handlers::{self, Client, OFFSETS_TOPIC},
+    handlers::{self, OFFSETS_TOPIC},
     memory::FREE_BYTES,
 };
 use net::{
@@ -125,7 +125,7 @@ impl Cluster {
         let cluster = self.clone();
         exec::world().spawn(node.process, async move {
             let world = exec::world();
-            let _going_on = GoingOn::of(&core);
+            let _going_on = GoingOn::of(&core.connections);
             let serving = async {
                 let mut reserved = core.memory.requests.reservation(sent.bytes, true);
                 if sent.bytes > FREE_BYTES {

@@ -1,12 +1,7 @@
 //! The requests of the crowd.
 
 use super::{GROUP, TOPIC};
-use crate::{
-    clients::text,
-    cluster::Target,
-    exec::World,
-    node::SESSION,
-};
+use crate::{clients::text, cluster::Target, exec::World, node::SESSION};
 use net::{
     StrBytes,
     codec::{

@@ -5,7 +5,10 @@
 
 use crate::counts::{Calm, PARTITIONS, TOPIC};
 use bytes::Bytes;
-use engine::handlers::{self, OFFSETS_TOPIC, Reply};
+use engine::{
+    connection::{client::Client, reply::Reply},
+    handlers::{self, OFFSETS_TOPIC},
+};
 use net::{
     StrBytes,
     codec::{
@@ -164,7 +167,7 @@ fn held_for(calm: &Calm, request: impl Into<Request>, version: i16) -> usize {
     let request: Request = request.into();
     let told = held.clone();
     calm.world.spawn(calm.nodes[0].process, async move {
-        let client = Rc::new(handlers::Client::new(([127, 0, 0, 1], 1).into(), None));
+        let client = Rc::new(Client::new(([127, 0, 0, 1], 1).into(), None));
         let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
         let reply = handlers::start(&core, &client, &header, request).await;
         assert!(matches!(reply, Reply::Send(_) | Reply::SendHeld(..)), "it is answered");

@@ -5,11 +5,7 @@
 //! is the commit index.
 
 use crate::handlers::refusal::Refusal;
-use crate::{
-    cluster::meta,
-    core::Core,
-    long_work::Work,
-};
+use crate::{cluster::meta, core::Core, long_work::Work};
 use consensus::{
     metadata::Broker,
     plane::{Progress, Quorum, node_of},

@@ -1,11 +1,7 @@
 //! UnregisterBroker (KIP-631): removes a broker that is gone for good.
 
 use crate::handlers::refusal::Refusal;
-use crate::{
-    cluster::meta,
-    core::Core,
-    long_work::Work,
-};
+use crate::{cluster::meta, core::Core, long_work::Work};
 use consensus::metadata::{BrokerStatus, Command, Rejection, Topic};
 use net::{
     StrBytes,

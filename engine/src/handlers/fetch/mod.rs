@@ -19,8 +19,9 @@ mod waits;
 pub use reading::{Brought, Item, Wish, read_here};
 pub use waits::{FetchId, Fetches};
 
-use super::{Client, TIMEOUT_MAX, cluster::brokers, timeout_of};
+use super::{TIMEOUT_MAX, cluster::brokers, timeout_of};
 use crate::{
+    connection::client::Client,
     core::{Core, messages::Read},
     long_work::Work,
     memory::FREE_DECODED_BYTES,

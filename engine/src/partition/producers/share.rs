@@ -8,11 +8,9 @@
 //! batches. So this depends on the replica: others may remember more. An evicted producer can go on writing, but its
 //! next retry is not recognised as a duplicate. A producer with uncommitted batches stays.
 
-use crate::{
-    partition::{
-        host::{Host, in_turns_while},
-        producers::PRODUCER_BYTES,
-    },
+use crate::partition::{
+    host::{Host, in_turns_while},
+    producers::PRODUCER_BYTES,
 };
 use runtime::sync::{Either, Notify, race};
 use std::{cell::Cell, rc::Rc, time::Duration};

@@ -1,14 +1,13 @@
 //! The client of one connection, as handlers see it.
 //! Lives on: the core of the connection.
 
-use super::produce::Lane;
 use net::transport::conn::ConnHandle;
-use runtime::sync::Notify;
+use runtime::sync::{Notify, line::Line};
 use std::{cell::RefCell, net::SocketAddr, rc::Rc};
 
 pub struct Client {
     peer: SocketAddr,
-    lane: Lane,
+    lane: Line,
     connection: RefCell<Option<ConnHandle>>,
     copied: Rc<Notify>,
 }
@@ -23,7 +22,7 @@ impl Client {
 impl Client {
     /// `connection`: `None` for a client without a socket, which takes every answer at once.
     pub fn new(peer: SocketAddr, connection: Option<ConnHandle>) -> Self {
-        Self { peer, lane: Lane::default(), connection: RefCell::new(connection), copied: Rc::default() }
+        Self { peer, lane: Line::default(), connection: RefCell::new(connection), copied: Rc::default() }
     }
 
     /// Its connection ends, although requests may go on.
@@ -41,14 +40,14 @@ impl Client {
         &self.copied
     }
 
-    /// The order of its produce requests.
-    pub(super) fn lane(&self) -> &Lane {
+    /// Its produce requests, which are handed to the partitions in the order of arrival, however long their checks take.
+    pub fn lane(&self) -> &Line {
         &self.lane
     }
 
     /// The largest answer to send while memory for answers is short: as much again as the client has already taken,
     /// and `least` more. So a client that reads nothing holds little, and one that reads soon gets full answers.
-    pub(super) fn answer_max(&self, least: usize) -> usize {
+    pub fn answer_max(&self, least: usize) -> usize {
         let taken = self.connection.borrow().as_ref().map_or(u64::MAX, ConnHandle::acknowledged_bytes);
         usize::try_from(taken).unwrap_or(usize::MAX).saturating_add(least)
     }
