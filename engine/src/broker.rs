@@ -22,12 +22,13 @@ use crate::{
     config::{Config, value::Seeds},
     connection::{self, Spread},
     core::{
-        Core, CoreParts, Identity,
+        Core, CoreParts, Entries, Identity,
         incoming::GroupHost,
         mesh::{self, HasMesh, Mesh, MeshInbox, MeshSeed},
         messages::{HandOver, Notice},
         opening,
     },
+    handlers,
     host::{
         bind::bind,
         cpus::CorePlan,
@@ -463,6 +464,7 @@ pub async fn begin_core(
     let (store, recovered, report) = Store::open(disk, &dirs, about.epoch, store_config).await?;
     tracing::info!(core = id.0, ?report, "store recovered");
     let core = Core::new(CoreParts {
+        entries: Entries { start: handlers::start, answer_tool: handlers::tools::answer },
         mesh,
         config: about.config.clone(),
         cluster_id: about.cluster_id.clone(),

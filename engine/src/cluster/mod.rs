@@ -6,4 +6,5 @@ pub mod internal_topics;
 pub mod meta;
 pub mod node_id;
 pub mod peers;
+pub mod placement;
 pub mod secret;

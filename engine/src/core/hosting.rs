@@ -3,6 +3,7 @@
 use super::{
     Core,
     messages::{CloseOldest, EnterAddress, Notice},
+    metadata_topic::{METADATA_TOPIC, METADATA_TOPIC_ID},
 };
 use crate::{
     cluster::meta,
@@ -12,10 +13,6 @@ use crate::{
         Incarnation, Topics,
         host::{Coordinators, Host},
         receipts::ReceiptId,
-    },
-    handlers::{
-        self,
-        metadata_log::{METADATA_TOPIC, METADATA_TOPIC_ID},
     },
     host::disk::Store,
     liveness::{self, Groups},
@@ -281,7 +278,7 @@ impl connection::Host for Core {
     }
 
     fn start(self: &Rc<Self>, client: &Rc<Client>, header: &RequestHeader, request: Request) -> Pending {
-        handlers::start(self, client, header, request)
+        (self.entries.start)(self, client, header, request)
     }
 
     fn give(self: &Rc<Self>, to: CoreId, accepted: Accepted) {

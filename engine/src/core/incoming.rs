@@ -1,10 +1,7 @@
 //! Routes messages of other brokers to the cores that own their groups.
 
 use super::{Core, messages::Notice};
-use crate::cluster::{
-    meta::tool_answer,
-    peers::{Answering, Begun, Host},
-};
+use crate::cluster::peers::{Answering, Begun, Host};
 use bytes::Bytes;
 use consensus::{
     group::Message,
@@ -22,7 +19,7 @@ impl Host for GroupHost {
     }
 
     fn answer(&self, request: ToolRequest) -> Answering {
-        Box::pin(tool_answer(self.0.clone(), request))
+        (self.0.entries.answer_tool)(self.0.clone(), request)
     }
 
     fn hand_on(&self, core: usize, connection: Begun) {

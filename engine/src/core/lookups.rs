@@ -1,10 +1,12 @@
 //! Requests' queries of the view.
 
-use super::{Core, Leadership};
+use super::{
+    Core, Leadership,
+    metadata_topic::{self, METADATA_TOPIC},
+};
 use crate::{
     cluster::internal_topics,
     config::{timestamps::TimestampBounds, topic::TopicConfig},
-    handlers::{METADATA_TOPIC, metadata_log},
 };
 use consensus::metadata::{BrokerStatus, Topic, View};
 use net::{
@@ -24,7 +26,7 @@ impl Core {
     /// A topic by its name or id. Also finds the metadata's own log.
     pub fn find_topic(&self, topic: &TopicRef) -> Option<Arc<Topic>> {
         match topic {
-            log if metadata_log::is(log) => Some(metadata_log::topic(self)),
+            log if metadata_topic::is(log) => Some(metadata_topic::topic(self)),
             TopicRef::Name(name) => self.view(|view| view.topic(name.as_str()).cloned()),
             TopicRef::Id(id) => self.view(|view| view.topic_by_id(*id).cloned()),
         }
@@ -37,7 +39,7 @@ impl Core {
 
     /// The group of a partition, by its topic's name or id.
     pub fn find_group(&self, topic: &TopicRef, partition: i32) -> Result<GroupId, ErrorCode> {
-        if metadata_log::is(topic) {
+        if metadata_topic::is(topic) {
             return if partition == 0 { Ok(META_GROUP) } else { Err(ErrorCode::UnknownTopicOrPartition) };
         }
         let view = self.view.borrow();
@@ -74,7 +76,7 @@ impl Core {
     /// The name of a topic that belongs to the broker itself. `None` for all others.
     pub fn internal(&self, topic: &TopicRef) -> Option<&'static str> {
         let found = match topic {
-            log if metadata_log::is(log) => return Some(METADATA_TOPIC),
+            log if metadata_topic::is(log) => return Some(METADATA_TOPIC),
             TopicRef::Name(name) => internal_topics::find(name.as_str()),
             TopicRef::Id(id) => {
                 self.view(|view| view.topic_by_id(*id).and_then(|topic| internal_topics::find(&topic.name)))

@@ -15,6 +15,13 @@ use super::{
         HasMesh, Mesh, Message,
         list::{AskKind, asks, notices},
     },
+    owner::{
+        Found, Placed,
+        appending::{self, Outcome},
+        finding::{self, AskedEpoch, EpochEnd, Place, Where},
+        reading::{self, Brought, Wish},
+        waits::FetchId,
+    },
 };
 use crate::{
     cluster::{
@@ -23,12 +30,6 @@ use crate::{
     },
     connection,
     coordinator::{Context, GroupRequest, GroupResponse, Wanted, host, receipts::ReceiptId},
-    handlers::{
-        fetch::{self, Brought, FetchId, Wish},
-        list_offsets::{self, AskedEpoch, EpochEnd, Place, Where},
-        owners::{Found, Placed},
-        produce::{self, Outcome},
-    },
     liveness,
     memory::Budget,
     partition::Led,
@@ -61,23 +62,23 @@ const _: () = assert!(size_of::<Message<Core>>() <= 64);
 
 asks! { Core:
     /// Appends batches to partitions. The reply has the place of each in its request.
-    Append { items: Vec<produce::Item>, timeout: Duration } -> Vec<(usize, Outcome)> =
-        |core| produce::append_all(core, items, timeout);
+    Append { items: Vec<appending::Item>, timeout: Duration } -> Vec<(usize, Outcome)> =
+        |core| appending::append_all(core, items, timeout);
 
     /// Reads a fetch's partitions, and waits until the fetch has enough.
-    Read as Box { items: Vec<fetch::Item>, wish: Wish } -> Brought =
-        |core| async move { fetch::read_here(&core, items, wish).await };
+    Read as Box { items: Vec<reading::Item>, wish: Wish } -> Brought =
+        |core| async move { reading::read_here(&core, items, wish).await };
 
     /// Finds offsets by timestamps.
-    FindOffsets { questions: Placed<Where> } -> Found<Place> = |core| list_offsets::find_all(core, questions);
+    FindOffsets { questions: Placed<Where> } -> Found<Place> = |core| finding::find_all(core, questions);
 
     /// Finds the ends of leader epochs.
     FindEpochEnds { questions: Placed<AskedEpoch> } -> Found<EpochEnd> =
-        |core| list_offsets::find_epoch_ends(core, questions);
+        |core| finding::find_epoch_ends(core, questions);
 
     /// On core 0: finds an offset in the metadata's log.
     FindInMetadata { timestamp: i64 } -> Result<Place, ErrorCode> =
-        |core| ready(list_offsets::find_in_metadata(&core, timestamp));
+        |core| ready(finding::find_in_metadata(&core, timestamp));
 
     /// A request that may change groups, for the coordinator of one offsets partition.
     ChangeGroups as Box { group: GroupId, context: Context, request: GroupRequest, receipt: Option<ReceiptId> }

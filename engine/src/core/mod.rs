@@ -18,6 +18,7 @@
 //! | `slices` | the metadata slices of this core |
 //! | `storage` | the store's callbacks to its core, and storage failures |
 
+pub mod brokers;
 pub mod decoders;
 mod following;
 mod hosting;
@@ -26,7 +27,10 @@ mod lookups;
 pub mod mesh;
 pub mod mesh_probe;
 pub mod messages;
+pub mod metadata_topic;
 pub mod opening;
+pub mod owner;
+pub mod producer_ids;
 mod slices;
 mod storage;
 pub mod turn_probe;
@@ -34,9 +38,13 @@ pub mod turn_probe;
 pub use following::restored;
 
 use crate::{
-    cluster::{meta::Meta, peers::Peers},
+    cluster::{
+        meta::Meta,
+        peers::{Answering, Peers},
+        placement::Placement,
+    },
     config::{Config, cluster as config_cluster, topic::Inherited, value::HostPort},
-    connection::{Connections, Spread},
+    connection::{Connections, Spread, client::Client, reply::Pending},
     coordinator::{host::Coordinators, receipts::Receipts},
     core::{
         decoders::Decoders,
@@ -46,8 +54,9 @@ use crate::{
         },
         messages::Notice,
         opening::Opening,
+        owner::{finding::Unreadable, waits::Fetches},
+        producer_ids::ProducerIds,
     },
-    handlers::{Fetches, Placement, ProducerIds, Unreadable},
     host::disk::Store,
     liveness::Groups,
     log_limit::LogLimit,
@@ -62,7 +71,9 @@ use ahash::AHashMap;
 use consensus::{
     metadata::{Slice, View},
     plane::Acks,
+    wire::ToolRequest,
 };
+use net::codec::{header::RequestHeader, request::Request};
 use runtime::planted;
 use runtime::{
     clock,
@@ -102,8 +113,18 @@ pub struct Identity {
     pub peer_addr: HostPort,
 }
 
+/// What a core calls when a request comes in. The handlers know the core, and not the other way round.
+#[derive(Clone, Copy)]
+pub struct Entries {
+    /// Starts a request of a client.
+    pub start: fn(&Rc<Core>, &Rc<Client>, &RequestHeader, Request) -> Pending,
+    /// On core 0: answers a tool on the peer port.
+    pub answer_tool: fn(Rc<Core>, ToolRequest) -> Answering,
+}
+
 /// The parts that a core is made from.
 pub struct CoreParts {
+    pub entries: Entries,
     pub mesh: Mesh<Core>,
     pub config: Arc<Config>,
     pub cluster_id: Arc<str>,
@@ -120,6 +141,7 @@ pub struct CoreParts {
 
 pub struct Core {
     mesh: Mesh<Core>,
+    entries: Entries,
     pub config: Arc<Config>,
     inherited: Inherited,
     pub cluster_id: Arc<str>,
@@ -196,6 +218,7 @@ impl Core {
         Rc::new(Self {
             memory: Memory::new(&parts.memory, parts.mesh.me(), queued_max),
             mesh: parts.mesh,
+            entries: parts.entries,
             beside: Line::default(),
             decoders: Decoders::default(),
             cold_reads: Places::default(),

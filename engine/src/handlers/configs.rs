@@ -1,14 +1,13 @@
 //! DescribeConfigs and IncrementalAlterConfigs, for topics and brokers.
 
 use super::{
-    cluster::brokers,
-    metadata_log::{self, METADATA_TOPIC},
+    metadata_topic,
     refusal::{self, Refusal},
 };
 use crate::{
     cluster::{internal_topics, meta},
     config::{Described, RuntimeSettingError, cluster as config_cluster, topic as config_topic},
-    core::Core,
+    core::{Core, brokers, metadata_topic::METADATA_TOPIC},
     long_work::Work,
 };
 use ahash::AHashSet;
@@ -183,7 +182,7 @@ fn check_change(core: &Core, resource: &AlterConfigsResource) -> Result<Command,
     let name = resource.resource_name.as_str();
     match resource.resource_type {
         RESOURCE_TOPIC => {
-            metadata_log::check_name(name)?;
+            metadata_topic::check_name(name)?;
             let topic = topic(core, name)?;
             let check = |name: &str, value: Option<&str>| match value {
                 Some(value) => config_topic::validate(name, value).map(|()| value.to_owned()),

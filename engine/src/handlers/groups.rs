@@ -2,7 +2,6 @@
 //! there.
 
 use super::{
-    cluster::brokers,
     operations,
     topics::{internal::ensure_offsets_topic, until_led},
     weight,
@@ -14,7 +13,7 @@ use crate::{
         Context, GroupRequest, GroupResponse, Piece, Route, Wanted, by_partition, partition_of, shorten_filter,
     },
     core::{
-        Core,
+        Core, brokers,
         messages::{ChangeGroups, LoadGroups, ReadGroups, WeighGroupList, WeighGroups},
     },
     long_work::Work,

@@ -1,14 +1,12 @@
 //! Metadata and DescribeTopicPartitions: the topics, and the leaders of their partitions.
 
 use super::{
-    cluster::brokers,
-    metadata_log::METADATA_TOPIC,
     operations,
     topics::{auto_create, check_auto_create, collisions},
 };
 use crate::{
     cluster::{internal_topics, meta},
-    core::Core,
+    core::{Core, brokers, metadata_topic::METADATA_TOPIC},
     long_work::Work,
 };
 use consensus::metadata::{Partition, Topic};

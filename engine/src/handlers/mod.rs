@@ -8,22 +8,18 @@ pub(crate) mod fetch;
 mod groups;
 pub(crate) mod list_offsets;
 mod metadata;
-pub mod metadata_log;
+mod metadata_topic;
 mod operations;
 pub(crate) mod owners;
 pub(crate) mod produce;
 mod producer_ids;
 pub(crate) mod refusal;
 mod sasl;
+pub mod tools;
 pub mod topics;
 mod weight;
 
-pub use self::cluster::placement::Placement;
 pub use crate::cluster::internal_topics::OFFSETS_TOPIC;
-pub use fetch::Fetches;
-pub use list_offsets::Unreadable;
-pub use metadata_log::METADATA_TOPIC;
-pub use producer_ids::ProducerIds;
 
 use self::cluster::{elect_leaders, quorum, unregister};
 use crate::{

@@ -2,14 +2,17 @@
 //! questions, the work is done in turns.
 
 use crate::{
-    core::{Core, mesh::list::AskKind},
+    core::{
+        Core,
+        mesh::list::AskKind,
+        owner::{Found, Placed},
+    },
     long_work::Work,
-    partition::Partition,
 };
 use net::{codec::produce::TopicRef, errors::ErrorCode};
 use runtime::sync;
 use std::rc::Rc;
-use types::{CoreId, GroupId};
+use types::CoreId;
 
 /// A question to one partition.
 pub struct Question<T> {
@@ -18,14 +21,8 @@ pub struct Question<T> {
     pub what: T,
 }
 
-/// Questions to partitions of one core, each with its place among all questions.
-pub type Placed<T> = Vec<(usize, GroupId, T)>;
-
-/// The answers, each with the place of its question.
-pub type Found<R> = Vec<(usize, Result<R, ErrorCode>)>;
-
 /// Puts every question to its partition on its owning core. Partitions that are unknown or led elsewhere get their
-/// error here. `to_ask` makes the ask with a core's questions, which [`answer_all`] answers there.
+/// error here. `to_ask` makes the ask with a core's questions, which [`answer_all`](crate::core::owner::answer_all) answers there.
 pub async fn ask_owners<T, R, K: AskKind<Core, Reply = Found<R>>>(
     core: &Rc<Core>,
     questions: Vec<Question<T>>,
@@ -46,26 +43,6 @@ pub async fn ask_owners<T, R, K: AskKind<Core, Reply = Found<R>>>(
     let asked = asked.map(|(owner, questions)| core.ask(CoreId(owner), to_ask(questions)));
     for (place, found) in sync::all(asked.collect()).await.into_iter().flatten() {
         answers[place] = found;
-    }
-    answers
-}
-
-/// On the owner: answers the questions one after the other.
-pub async fn answer_all<T, R>(
-    core: Rc<Core>,
-    questions: Placed<T>,
-    answer: impl AsyncFn(&mut Work<'_, Core>, Rc<Partition>, T) -> Result<R, ErrorCode>,
-) -> Found<R> {
-    let mut answers = Vec::with_capacity(questions.len());
-    let mut work = Work::on(&core);
-    for (place, group, what) in questions {
-        work.entry().await;
-        let found = match core.partition(group) {
-            Some(partition) if partition.leads() => answer(&mut work, partition, what).await,
-            Some(partition) => Err(partition.why_not_led_here(&core).into()),
-            None => Err(ErrorCode::NotLeaderOrFollower),
-        };
-        answers.push((place, found));
     }
     answers
 }

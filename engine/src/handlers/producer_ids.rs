@@ -6,22 +6,10 @@ use net::{
     errors::ErrorCode,
     messages::{InitProducerIdRequest, InitProducerIdResponse, ProducerId},
 };
-use std::{cell::RefCell, ops::Range, rc::Rc};
+use std::rc::Rc;
 
 /// Ids that one core takes from the metadata at a time. A restart wastes the rest of a block; there are 2^63 ids.
 const BLOCK: u32 = 1000;
-
-/// The ids that this core may still give out.
-#[derive(Default)]
-pub struct ProducerIds {
-    left: RefCell<Range<i64>>,
-}
-
-impl ProducerIds {
-    fn take(&self) -> Option<i64> {
-        self.left.borrow_mut().next()
-    }
-}
 
 pub async fn init(core: &Rc<Core>, request: InitProducerIdRequest) -> InitProducerIdResponse {
     if request.transactional_id.is_some() {
@@ -50,10 +38,7 @@ async fn next(core: &Rc<Core>) -> Result<i64, ErrorCode> {
         let results = meta::submit(core, vec![Command::AllocateProducerIds { count: BLOCK }]).await;
         match results.map_err(|_| ErrorCode::CoordinatorNotAvailable)?.pop() {
             Some(Ok(Outcome::ProducerIds { first, count })) => {
-                let mut left = core.producer_ids.left.borrow_mut();
-                if left.is_empty() {
-                    *left = first..first + i64::from(count);
-                }
+                core.producer_ids.refill(first..first + i64::from(count));
             }
             other => {
                 tracing::error!(?other, "unexpected answer to a request for producer ids");

@@ -4,7 +4,6 @@ use crate::{
     cluster::meta::{self, SubmitError},
     core::Core,
     long_work::Work,
-    partition::PartitionError,
 };
 use consensus::metadata::{Command, NoRoom, Outcome, Rejection};
 use net::errors::ErrorCode;
@@ -147,28 +146,6 @@ async fn change_piece<T>(
     }
 }
 
-impl From<PartitionError> for ErrorCode {
-    fn from(error: PartitionError) -> Self {
-        match error {
-            // The client asks for the leader and retries. This is also right where the leader can't take the request
-            // for the moment.
-            PartitionError::NotLeader
-            | PartitionError::NoProposals
-            | PartitionError::Gap
-            | PartitionError::LogChanged => Self::NotLeaderOrFollower,
-            PartitionError::Storage => Self::KafkaStorageError,
-            PartitionError::TooFewInSync | PartitionError::TooMuchUncommitted => Self::NotEnoughReplicas,
-            PartitionError::TooFewInSyncSince => Self::NotEnoughReplicasAfterAppend,
-            PartitionError::TooLarge => Self::MessageTooLarge,
-            PartitionError::OutOfSequence => Self::OutOfOrderSequenceNumber,
-            PartitionError::ProducerFenced => Self::InvalidProducerEpoch,
-            PartitionError::EpochFenced => Self::FencedLeaderEpoch,
-            PartitionError::EpochUnknown => Self::UnknownLeaderEpoch,
-            PartitionError::OffsetOutOfRange => Self::OffsetOutOfRange,
-        }
-    }
-}
-
 impl From<SubmitError> for Refusal {
     fn from(error: SubmitError) -> Self {
         let code = match error {
@@ -203,33 +180,5 @@ impl From<Rejection> for Refusal {
             Rejection::LargestEntry { .. } | Rejection::NoRoom(_) => ErrorCode::PolicyViolation,
         };
         Self::new(code, rejection.to_string())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Numbers of <https://kafka.apache.org/protocol#protocol_error_codes>.
-    #[test]
-    fn errors_of_partitions_have_kafkas_codes() {
-        for (error, code) in [
-            (PartitionError::NotLeader, 6),
-            (PartitionError::NoProposals, 6),
-            (PartitionError::Gap, 6),
-            (PartitionError::LogChanged, 6),
-            (PartitionError::Storage, 56),
-            (PartitionError::TooFewInSync, 19),
-            (PartitionError::TooMuchUncommitted, 19),
-            (PartitionError::TooFewInSyncSince, 20),
-            (PartitionError::TooLarge, 10),
-            (PartitionError::OutOfSequence, 45),
-            (PartitionError::ProducerFenced, 47),
-            (PartitionError::EpochFenced, 74),
-            (PartitionError::EpochUnknown, 75),
-            (PartitionError::OffsetOutOfRange, 1),
-        ] {
-            assert_eq!(ErrorCode::from(error).code(), code, "{error:?}");
-        }
     }
 }

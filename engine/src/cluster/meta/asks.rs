@@ -84,11 +84,7 @@ pub async fn submit_here(
 
 /// On the metadata's core: submits commands, as several writes at the same time if they are too many for one. Returns
 /// all results, with the place of the last write.
-pub(super) async fn write_all(
-    core: &Rc<Core>,
-    commands: Vec<Command>,
-    how: Submitting,
-) -> Result<Written, SubmitError> {
+pub async fn write_all(core: &Rc<Core>, commands: Vec<Command>, how: Submitting) -> Result<Written, SubmitError> {
     let writes = split(founded(core, commands)).into_iter().map(|some| core.meta().write(core, some, how));
     let writes: Vec<_> = writes.collect();
     let mut all = Written { term: Term(0), index: RaftIndex::ZERO, results: Vec::new() };
@@ -176,7 +172,7 @@ pub async fn describe_quorum_here(core: Rc<Core>) -> Result<Quorum, SubmitError>
 }
 
 /// A topic in the leader's slice, committed or not.
-pub(super) async fn overlay_topic(core: &Rc<Core>, name: String) -> QueryAnswer {
+pub async fn overlay_topic(core: &Rc<Core>, name: String) -> QueryAnswer {
     let owner = core_of_slice(slice_of_topic(&name), core.cores());
     core.ask(owner, FindInSlice { name }).await.map_or(QueryAnswer::NotFound, QueryAnswer::Topic)
 }

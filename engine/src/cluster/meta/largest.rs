@@ -99,7 +99,7 @@ pub(super) async fn raise(core: &Rc<Core>, wanted: u64) -> Result<u64, SubmitErr
 
 /// Called before commands are submitted: raises the setting to the topic limits that they set, and to the size of
 /// larger commands.
-pub(super) async fn rise_for(core: &Rc<Core>, commands: &[Command]) -> Result<(), SubmitError> {
+pub async fn rise_for(core: &Rc<Core>, commands: &[Command]) -> Result<(), SubmitError> {
     let (present, most) = core.view(range);
     // The peer ids of founders are added later.
     let founders = core.view(|view| view.brokers().count()) * size_of::<u64>();

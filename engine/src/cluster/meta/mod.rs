@@ -23,13 +23,12 @@
 //! | `snapshots` | cut from all slices at one index; sent to brokers that lag behind the log |
 //! | `start` | from what the store recovered to a broker that knows everything committed |
 //! | `submit` | changes, for which the largest entry rises first |
-//! | `tools` | what tools ask on the peer port |
 //!
 //! Invariants: the plane's outputs are performed in the order in which it gave them; a view applies every index once,
 //! in order.
 
-mod asks;
-mod largest;
+pub mod asks;
+pub mod largest;
 mod log;
 mod log_json;
 mod peers;
@@ -37,7 +36,6 @@ mod reports;
 mod snapshots;
 mod start;
 mod submit;
-mod tools;
 
 pub use asks::{
     CommandResult, SubmitError, Submitting, describe_quorum, describe_quorum_here, linearize, linearize_here, may_read,
@@ -50,7 +48,6 @@ pub use snapshots::snapshot;
 use snapshots::snapshot_when_wanted;
 pub use start::start;
 pub use submit::{submit, submit_with};
-pub use tools::answer as tool_answer;
 
 use crate::{
     core::{Core, messages::Notice},

@@ -2,14 +2,13 @@
 //!
 //! A replica that lacks acknowledged records never leads, so an unclean election is rejected.
 
-use super::brokers;
 use crate::handlers::{
     refusal::{self, Refusal},
     timeout_of,
 };
 use crate::{
     cluster::meta,
-    core::{Core, messages::Notice},
+    core::{Core, brokers, messages::Notice},
     long_work::Work,
 };
 use consensus::{metadata::Partition, wire::PeerMessage};

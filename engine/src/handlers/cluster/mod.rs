@@ -1,13 +1,14 @@
 //! DescribeCluster (KIP-700, KIP-919).
 
-pub(crate) mod brokers;
 pub(crate) mod elect_leaders;
-pub mod placement;
 pub(crate) mod quorum;
 pub(crate) mod unregister;
 
 use super::{operations, refusal::Refusal};
-use crate::{cluster::meta, core::Core};
+use crate::{
+    cluster::meta,
+    core::{Core, brokers},
+};
 use net::{
     StrBytes,
     errors::ErrorCode,

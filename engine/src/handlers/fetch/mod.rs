@@ -7,22 +7,16 @@
 //! partitions ask for. So a request over many cores reads about as much as it returns. The first partition with a
 //! batch gets that batch whatever its size. If an owner did not know that its partition would be the first, it is
 //! asked a second time.
-//!
-//! | module | contents |
-//! |---|---|
-//! | `reading` | an owner's part: what it reads, and how it waits |
-//! | `waits` | the fetches that wait on a core, and the byte counts of those that it gathers |
+//! [`crate::core::owner::reading`] is an owner's part.
 
-mod reading;
-mod waits;
-
-pub use reading::{Brought, Item, Wish, read_here};
-pub use waits::{FetchId, Fetches};
-
-use super::{TIMEOUT_MAX, cluster::brokers, timeout_of};
+use super::{TIMEOUT_MAX, timeout_of};
 use crate::{
     connection::client::Client,
-    core::{Core, messages::Read},
+    core::{
+        Core, brokers,
+        messages::Read,
+        owner::reading::{Brought, Found, Item, Wish},
+    },
     long_work::Work,
     memory::FREE_DECODED_BYTES,
 };
@@ -33,7 +27,6 @@ use net::{
     },
     errors::{self, ErrorCode},
 };
-use reading::Found;
 use runtime::sync;
 use std::{rc::Rc, time::Duration};
 use types::{CoreId, GroupId, LeaderEpoch};

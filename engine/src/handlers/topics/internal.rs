@@ -1,11 +1,14 @@
 //! Internal topics: created on first use or by a client's request, and protected from changes by clients.
 
 use super::{create_command, create_unasked};
-use crate::handlers::{cluster::brokers, metadata_log, refusal::Refusal};
 use crate::{
     cluster::internal_topics::{self, InternalTopic, OFFSETS_TOPIC},
     config::topic as config_topic,
     core::Core,
+};
+use crate::{
+    core::brokers,
+    handlers::{metadata_topic, refusal::Refusal},
 };
 use consensus::metadata::{Command, Topic};
 use net::{errors::ErrorCode, messages::create_topics_request::CreatableTopic};
@@ -92,7 +95,7 @@ pub fn check_new(core: &Core, internal: &'static InternalTopic, asked: &Creatabl
 /// Rejects deleting or repartitioning a topic that belongs to the broker, with Kafka's code for such requests on
 /// internal topics.
 pub fn check_name(name: &str) -> Result<(), Refusal> {
-    metadata_log::check_name(name)?;
+    metadata_topic::check_name(name)?;
     if internal_topics::find(name).is_none() {
         return Ok(());
     }

@@ -12,11 +12,7 @@ pub(crate) mod room;
 
 use self::room::Asked;
 use super::{
-    cluster::{
-        brokers,
-        placement::{self, AssignmentError},
-    },
-    metadata_log,
+    metadata_topic,
     refusal::{self, Refusal},
     timeout_of,
 };
@@ -24,9 +20,10 @@ use crate::{
     cluster::{
         internal_topics,
         meta::{self, CommandResult},
+        placement::{self, AssignmentError},
     },
     config::topic as config_topic,
-    core::Core,
+    core::{Core, brokers},
     long_work::Work,
 };
 use consensus::metadata::{Command, Outcome, Partition};
@@ -81,7 +78,7 @@ pub async fn auto_create<'a>(work: &mut Work<'_, Core>, names: impl Iterator<Ite
     for name in new {
         work.entry().await;
         let may_be_created = consensus::metadata::check_topic_name(name).is_ok()
-            && metadata_log::check_name(name).is_ok()
+            && metadata_topic::check_name(name).is_ok()
             && internal::check_reserved(name).is_ok();
         if !may_be_created || core.view(|view| view.topic(name).is_some()) {
             continue;
@@ -306,7 +303,7 @@ pub(super) fn check_new_topic(core: &Core, topic: &CreatableTopic, room: &Asked)
     let name = topic.name.0.as_str();
     consensus::metadata::check_topic_name(name)
         .map_err(|error| Refusal::new(ErrorCode::InvalidTopicException, error.to_string()))?;
-    metadata_log::check_name(name)?;
+    metadata_topic::check_name(name)?;
     if core.view(|view| view.topic(name).is_some()) {
         return Err(Refusal::new(ErrorCode::TopicAlreadyExists, format!("topic '{name}' already exists")));
     }

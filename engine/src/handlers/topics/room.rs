@@ -4,7 +4,7 @@
 //! at the same time. The metadata leader counts again, in the order of the log (`consensus::plane`).
 
 use crate::core::Core;
-use crate::handlers::{cluster::brokers, refusal::Refusal};
+use crate::{core::brokers, handlers::refusal::Refusal};
 use consensus::metadata::{NoRoom, Placed};
 use std::{cell::RefCell, collections::BTreeMap};
 

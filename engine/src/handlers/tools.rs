@@ -2,13 +2,17 @@
 //! cores.
 //! Lives on: core 0.
 
-use super::{SubmitError, Submitting, asks, describe_quorum, largest, may_read};
+use super::{refusal::Refusal, topics::raw};
 use crate::{
+    cluster::{
+        meta::{SubmitError, Submitting, asks, describe_quorum, largest, may_read},
+        peers::Answering,
+        placement,
+    },
     core::{
         Core,
         mesh_probe::{self, Probe},
     },
-    handlers::{cluster::placement, refusal::Refusal, topics::raw},
 };
 use consensus::{
     metadata::{Command, Query, QueryAnswer},
@@ -22,7 +26,11 @@ use types::META_CORE;
 /// Most commands of one request.
 const COMMANDS_MAX: usize = 512;
 
-pub async fn answer(core: Rc<Core>, request: ToolRequest) -> ToolResponse {
+pub fn answer(core: Rc<Core>, request: ToolRequest) -> Answering {
+    Box::pin(respond(core, request))
+}
+
+async fn respond(core: Rc<Core>, request: ToolRequest) -> ToolResponse {
     let ToolRequest { id, ask } = request;
     let answer = match ask {
         ToolAsk::Write { acks, commands } => write(&core, acks, commands).await,

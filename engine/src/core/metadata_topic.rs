@@ -4,10 +4,9 @@
 //! and a record for each committed entry. `meta::log` defines the format of the records, and the entry from
 //! which on they are kept. Like Kafka's own metadata log, it is not listed among the topics. It is read-only.
 
-use super::{cluster::brokers, refusal::Refusal};
-use crate::core::Core;
+use super::{Core, brokers};
 use consensus::metadata::{Partition, Topic};
-use net::{Uuid, codec::produce::TopicRef, errors::ErrorCode};
+use net::{Uuid, codec::produce::TopicRef};
 use std::{collections::BTreeMap, sync::Arc};
 use types::META_GROUP;
 
@@ -33,15 +32,4 @@ pub fn topic(core: &Core) -> Arc<Topic> {
         configs: BTreeMap::new(),
         created_ms: 0,
     })
-}
-
-/// The error for requests to create, change or delete it.
-pub fn refusal() -> Refusal {
-    let message = format!("{METADATA_TOPIC} is the metadata's own log: clients can only read it");
-    Refusal::new(ErrorCode::InvalidTopicException, message)
-}
-
-/// Rejects changes to the metadata's log.
-pub fn check_name(name: &str) -> Result<(), Refusal> {
-    if name == METADATA_TOPIC { Err(refusal()) } else { Ok(()) }
 }

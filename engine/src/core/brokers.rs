@@ -3,8 +3,8 @@
 //! Every broker gives the same answer, with one exception. A broker always lists itself, under its configured
 //! address, since the client has just reached it.
 
-use crate::handlers::cluster::placement::Candidates;
-use crate::{core::Core, liveness};
+use super::Core;
+use crate::{cluster::placement::Candidates, liveness};
 use consensus::metadata::{Broker, BrokerStatus};
 use net::{StrBytes, codec::produce::NodeEndpoint, messages::BrokerId};
 use std::collections::BTreeMap;
