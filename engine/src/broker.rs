@@ -13,6 +13,7 @@
 
 use crate::{
     cluster::{
+        Identity,
         bootstrap::{self, BootstrapError},
         meta,
         node_id::Members,
@@ -22,7 +23,7 @@ use crate::{
     config::{Config, value::Seeds},
     connection::{self, Spread},
     core::{
-        Core, CoreParts, Entries, Identity,
+        Core, CoreParts, Entries,
         incoming::GroupHost,
         mesh::{self, HasMesh, Mesh, MeshInbox, MeshSeed},
         messages::{HandOver, Notice},

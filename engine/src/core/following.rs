@@ -4,10 +4,10 @@
 use super::{Core, CoreId, Leadership, messages::Notice};
 use crate::{
     config::{topic::TopicConfig, value::HostPort},
-    partition::{Led, Partition, RecoverError, TopicPartition},
+    partition::{Led, Partition, RecoverError, TopicPartition, restored},
 };
 use consensus::{
-    group::{Entry, Group, GroupConfig, Restored, descriptor},
+    group::{Group, GroupConfig, Restored, descriptor},
     metadata::{self, Broker, Delta, Slice, Topic, View},
 };
 use std::{
@@ -17,7 +17,6 @@ use std::{
     sync::Arc,
 };
 use types::{GroupId, LeaderEpoch, META_CORE, META_GROUP, Position, RaftIndex, Term};
-use wal::store::RecoveredGroup;
 
 /// Ticks without a leader before a replica of a partition stands for election, and ticks between two replicas'
 /// attempts.
@@ -247,36 +246,5 @@ impl Core {
     /// On core 0: this broker's leaderships that are not reported to other brokers yet.
     pub fn unreported(&self) -> &RefCell<BTreeMap<GroupId, Led>> {
         &self.unreported
-    }
-}
-
-/// Converts a recovered log into the state from which the group continues.
-pub fn restored(recovered: &RecoveredGroup) -> Restored {
-    let state = recovered.hard_state;
-    // The tail begins above the flushed or the applied index, whichever is lower. Below it, Raft needs only the
-    // terms.
-    let first = recovered.tail.first().map_or(recovered.flushed_index.next(), |entry| entry.index);
-    let before = first.prev();
-    let runs = &recovered.terms;
-    let term = runs[..runs.partition_point(|run| run.first_index <= before)]
-        .last()
-        .map_or(recovered.first_prev_term, |run| run.term);
-    Restored {
-        hard_state: state,
-        conf_state: recovered.app.conf_state.clone(),
-        terms: runs.clone(),
-        gone: None,
-        before: (before > RaftIndex::ZERO).then_some(Position { index: before, term }),
-        applied: recovered.app.index,
-        entries: recovered
-            .tail
-            .iter()
-            .map(|entry| Entry {
-                index: entry.index,
-                term: entry.term,
-                entry_type: entry.entry_type,
-                data: entry.data.clone(),
-            })
-            .collect(),
     }
 }

@@ -2,11 +2,17 @@
 
 use super::{
     Core,
-    messages::{CloseOldest, EnterAddress, Notice},
+    messages::{
+        CloseOldest, DescribeQuorum, EnterAddress, FindInSlice, LargestTaken, Linearize, Notice, Submit, Watermarks,
+    },
     metadata_topic::{METADATA_TOPIC, METADATA_TOPIC_ID},
 };
 use crate::{
-    cluster::meta,
+    cluster::{
+        Identity,
+        meta::{self, CommandResult, Mark, Meta, SliceWork, SubmitError, Submitting},
+        peers::Peers,
+    },
     config::Config,
     connection::{self, Connections, client::Client, reply::Pending},
     coordinator::{
@@ -18,7 +24,7 @@ use crate::{
     liveness::{self, Groups},
     log_limit::LogLimit,
     long_work::LongWork,
-    memory::{GroupState, Memory},
+    memory::{GroupState, Lasting, Memory},
     metrics::CoreMetrics,
     partition::{
         Led, Partition,
@@ -31,7 +37,8 @@ use crate::{
 };
 use consensus::{
     group::{Unfit, Unreadable},
-    metadata::View,
+    metadata::{Command, Delta, Slice, Topic, View},
+    plane::{Acks, Quorum},
     wire::PeerMessage,
 };
 use net::{
@@ -39,9 +46,17 @@ use net::{
     peer::Lane,
     transport::listen::Accepted,
 };
-use runtime::sync::{Flag, line::Line};
-use std::{collections::BTreeSet, net::IpAddr, rc::Rc, time::Duration};
-use types::{CoreId, GroupId, META_GROUP};
+use runtime::sync::{Flag, Notify, line::Line};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+use types::{CoreId, GroupId, META_CORE, META_GROUP, RaftIndex};
+use wal::store::RecoveredGroup;
 
 impl Parts for Core {
     fn node(&self) -> i32 {
@@ -295,6 +310,132 @@ impl connection::Host for Core {
 
     async fn close_oldest(self: &Rc<Self>, on: CoreId) {
         self.ask(on, CloseOldest {}).await;
+    }
+}
+
+impl meta::host::Host for Core {
+    fn meta(&self) -> &Rc<Meta> {
+        Core::meta(self)
+    }
+
+    fn hold_meta(&self, meta: Rc<Meta>) {
+        Core::hold_meta(self, meta);
+    }
+
+    fn peers(&self) -> &Rc<Peers> {
+        Core::peers(self)
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn advertised(&self) -> (&str, u16) {
+        Core::advertised(self)
+    }
+
+    fn shares(&self) -> &Lasting {
+        &self.shares
+    }
+
+    fn view<R>(&self, look: impl FnOnce(&View) -> R) -> R {
+        Core::view(self, look)
+    }
+
+    fn view_changed(&self) -> &Notify {
+        &self.view_changed
+    }
+
+    fn unreported(&self) -> &RefCell<BTreeMap<GroupId, Led>> {
+        Core::unreported(self)
+    }
+
+    fn has_read_lease(&self) -> bool {
+        Core::has_read_lease(self)
+    }
+
+    fn metadata_acks(&self) -> Acks {
+        Core::metadata_acks(self)
+    }
+
+    fn largest_taken(&self) -> u64 {
+        Core::largest_taken(self)
+    }
+
+    fn take_recovered(&self, group: GroupId) -> Option<RecoveredGroup> {
+        Core::take_recovered(self, group)
+    }
+
+    fn show(self: &Rc<Self>, deltas: &[(RaftIndex, Vec<Delta>)]) {
+        Core::show(self, deltas);
+    }
+
+    fn metadata_ended(&self) -> &Flag {
+        &self.lifecycle.metadata_ended
+    }
+}
+
+impl meta::host::Asks for Core {
+    async fn ask_submit(
+        self: &Rc<Self>,
+        commands: Vec<Command>,
+        how: Submitting,
+    ) -> Result<Vec<CommandResult>, SubmitError> {
+        self.ask(META_CORE, Submit { commands, how }).await
+    }
+
+    async fn ask_linearize(self: &Rc<Self>) -> Result<(), SubmitError> {
+        self.ask(META_CORE, Linearize {}).await
+    }
+
+    async fn ask_quorum(self: &Rc<Self>) -> Result<Quorum, SubmitError> {
+        self.ask(META_CORE, DescribeQuorum {}).await
+    }
+
+    async fn ask_topic(self: &Rc<Self>, owner: CoreId, name: String) -> Option<Arc<Topic>> {
+        self.ask(owner, FindInSlice { name }).await
+    }
+
+    async fn ask_watermarks(self: &Rc<Self>, of: CoreId) -> Vec<(GroupId, Mark)> {
+        self.ask(of, Watermarks {}).await
+    }
+
+    async fn ask_largest_taken(self: &Rc<Self>, of: CoreId) -> u64 {
+        self.ask(of, LargestTaken {}).await
+    }
+}
+
+impl meta::host::Tells for Core {
+    fn tell_install(self: &Rc<Self>, to: CoreId, index: RaftIndex, slices: Vec<Slice>, image: Arc<[Delta]>) {
+        self.tell(to, Notice::Install { index, slices, image });
+    }
+
+    fn tell_work(self: &Rc<Self>, to: CoreId, work: Vec<SliceWork>) {
+        self.tell(to, Notice::WorkOnSlices { work });
+    }
+
+    fn tell_cut(self: &Rc<Self>, to: CoreId, token: usize) {
+        self.tell(to, Notice::CutSlices { token });
+    }
+
+    fn tell_show(self: &Rc<Self>, to: CoreId, deltas: Arc<[(RaftIndex, Vec<Delta>)]>, last: RaftIndex) {
+        self.tell(to, Notice::Show { deltas, last });
+    }
+
+    fn tell_report_shown(self: &Rc<Self>, to: CoreId, index: RaftIndex) {
+        self.tell(to, Notice::ReportShown { index });
+    }
+
+    fn tell_lease(self: &Rc<Self>, to: CoreId, until: Duration, controller: Option<i32>) {
+        self.tell(to, Notice::Lease { until, controller });
+    }
+
+    fn tell_away(self: &Rc<Self>, to: CoreId, nodes: Arc<[i32]>) {
+        self.tell(to, Notice::Away { nodes });
+    }
+
+    fn tell_complete(self: &Rc<Self>, to: CoreId) {
+        self.tell(to, Notice::MetadataComplete);
     }
 }
 

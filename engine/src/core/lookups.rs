@@ -5,10 +5,13 @@ use super::{
     metadata_topic::{self, METADATA_TOPIC},
 };
 use crate::{
-    cluster::internal_topics,
+    cluster::{internal_topics, meta::largest::FRAMED_BYTES_MAX},
     config::{timestamps::TimestampBounds, topic::TopicConfig},
 };
-use consensus::metadata::{BrokerStatus, Topic, View};
+use consensus::{
+    group::descriptor::ENTRY_DATA_BYTES_MAX,
+    metadata::{BrokerStatus, Topic, View},
+};
 use net::{
     codec::produce::{LeaderHint, TopicRef},
     errors::ErrorCode,
@@ -16,6 +19,20 @@ use net::{
 };
 use std::{ops::Bound, sync::Arc};
 use types::{GroupId, LeaderEpoch, META_GROUP};
+
+impl Core {
+    /// The largest batch that this core's ring and the frames between brokers can take.
+    pub fn largest_taken(&self) -> u64 {
+        let ring = self.store.entry_bytes_max() - ENTRY_DATA_BYTES_MAX;
+        ring.min(FRAMED_BYTES_MAX) as u64
+    }
+
+    /// The largest batch that partitions take now. A topic's own limit may be lower.
+    pub fn largest_entry(&self) -> usize {
+        let cluster = self.view(|view| view.cluster_config().largest_entry());
+        self.largest_taken().min(cluster.unwrap_or(u64::MAX)) as usize
+    }
+}
 
 impl Core {
     /// Host and port that are advertised to clients.

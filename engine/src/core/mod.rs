@@ -35,15 +35,14 @@ mod slices;
 mod storage;
 pub mod turn_probe;
 
-pub use following::restored;
-
 use crate::{
     cluster::{
+        Identity,
         meta::Meta,
         peers::{Answering, Peers},
         placement::Placement,
     },
-    config::{Config, cluster as config_cluster, topic::Inherited, value::HostPort},
+    config::{Config, cluster as config_cluster, topic::Inherited},
     connection::{Connections, Spread, client::Client, reply::Pending},
     coordinator::{host::Coordinators, receipts::Receipts},
     core::{
@@ -98,19 +97,6 @@ use wal::store::RecoveredGroup;
 pub struct Leadership {
     pub node: i32,
     pub epoch: LeaderEpoch,
-}
-
-/// A broker's identity in its cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// This broker's peer id in every group. It changes with a new disk.
-    pub peer: u64,
-    /// Identifies this process. Later processes of the broker have larger values.
-    pub incarnation: u64,
-    /// The metadata group's first voters.
-    pub founding: Vec<u64>,
-    /// The address at which other brokers reach this one.
-    pub peer_addr: HostPort,
 }
 
 /// What a core calls when a request comes in. The handlers know the core, and not the other way round.

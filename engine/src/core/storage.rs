@@ -51,7 +51,7 @@ impl Core {
         }
         self.coordinators.resign_all();
         if let Some(meta) = self.meta.get() {
-            meta.storage_failed();
+            meta.fail();
             self.metrics.metadata_leads.set(0);
             self.metrics.stopped.add(META_GROUP, format!("the metadata: the storage of core 0 failed: {why}"));
         }

@@ -43,7 +43,7 @@ mod snapshots;
 pub use appending::{Acks, Appended, Committed};
 pub use errors::PartitionError;
 pub use reads::{ColdFetch, FetchRead};
-pub use recovery::RecoverError;
+pub use recovery::{RecoverError, restored};
 
 use appending::{Unsure, Waiting};
 use catch_up::CatchUp;

@@ -1,9 +1,9 @@
 //! A partition's state, made from the log that the store has recovered.
 
 use super::producers::{Producers, RestoreError};
-use consensus::group;
+use consensus::group::{self, Entry, Restored};
 use net::records::batch::{BatchError, BatchHeader};
-use types::{GroupId, RaftIndex};
+use types::{GroupId, Position, RaftIndex};
 use wal::store::RecoveredGroup;
 
 /// Why a partition can't be brought back. It stays without a leader.
@@ -34,4 +34,35 @@ pub(super) fn producers(recovered: &RecoveredGroup) -> Result<Producers, Recover
         }
     }
     Ok(producers)
+}
+
+/// Converts a recovered log into the state from which the group continues.
+pub fn restored(recovered: &RecoveredGroup) -> Restored {
+    let state = recovered.hard_state;
+    // The tail begins above the flushed or the applied index, whichever is lower. Below it, Raft needs only the
+    // terms.
+    let first = recovered.tail.first().map_or(recovered.flushed_index.next(), |entry| entry.index);
+    let before = first.prev();
+    let runs = &recovered.terms;
+    let term = runs[..runs.partition_point(|run| run.first_index <= before)]
+        .last()
+        .map_or(recovered.first_prev_term, |run| run.term);
+    Restored {
+        hard_state: state,
+        conf_state: recovered.app.conf_state.clone(),
+        terms: runs.clone(),
+        gone: None,
+        before: (before > RaftIndex::ZERO).then_some(Position { index: before, term }),
+        applied: recovered.app.index,
+        entries: recovered
+            .tail
+            .iter()
+            .map(|entry| Entry {
+                index: entry.index,
+                term: entry.term,
+                entry_type: entry.entry_type,
+                data: entry.data.clone(),
+            })
+            .collect(),
+    }
 }

@@ -1,11 +1,7 @@
 //! Questions from any core to the metadata plane. Every question has a deadline, by which it is answered, if only with
 //! an error.
 
-use super::Meta;
-use crate::core::{
-    Core,
-    messages::{DescribeQuorum, FindInSlice, Linearize, Submit},
-};
+use super::{Meta, host::Host};
 use consensus::{
     group::Group,
     metadata::{Command, Outcome, QueryAnswer, Rejection, RequestResult, slice_of_topic},
@@ -16,7 +12,7 @@ use runtime::{
     sync::{Answer, Promise, promise},
 };
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
-use types::{META_CORE, RaftIndex, Term, core_of_slice};
+use types::{RaftIndex, Term, core_of_slice};
 
 /// The outcome of one command.
 pub type CommandResult = Result<Outcome, Rejection>;
@@ -64,16 +60,16 @@ impl Default for Submitting {
 
 /// Submits commands from any core, of which none is larger than the largest entry.
 pub(super) async fn submit_as_is(
-    core: &Rc<Core>,
+    core: &Rc<impl Host>,
     commands: Vec<Command>,
     how: Submitting,
 ) -> Result<Vec<CommandResult>, SubmitError> {
-    core.ask(META_CORE, Submit { commands, how }).await
+    core.ask_submit(commands, how).await
 }
 
 /// On core 0: submits commands.
 pub async fn submit_here(
-    core: Rc<Core>,
+    core: Rc<impl Host>,
     commands: Vec<Command>,
     how: Submitting,
 ) -> Result<Vec<CommandResult>, SubmitError> {
@@ -84,7 +80,7 @@ pub async fn submit_here(
 
 /// On the metadata's core: submits commands, as several writes at the same time if they are too many for one. Returns
 /// all results, with the place of the last write.
-pub async fn write_all(core: &Rc<Core>, commands: Vec<Command>, how: Submitting) -> Result<Written, SubmitError> {
+pub async fn write_all(core: &Rc<impl Host>, commands: Vec<Command>, how: Submitting) -> Result<Written, SubmitError> {
     let writes = split(founded(core, commands)).into_iter().map(|some| core.meta().write(core, some, how));
     let writes: Vec<_> = writes.collect();
     let mut all = Written { term: Term(0), index: RaftIndex::ZERO, results: Vec::new() };
@@ -101,7 +97,7 @@ pub async fn write_all(core: &Rc<Core>, commands: Vec<Command>, how: Submitting)
 }
 
 /// Fills in the brokers' peer ids where commands create groups.
-fn founded(core: &Core, mut commands: Vec<Command>) -> Vec<Command> {
+fn founded(core: &Rc<impl Host>, mut commands: Vec<Command>) -> Vec<Command> {
     for founders in commands.iter_mut().filter_map(Command::founding_peers) {
         *founders = core.view(|view| view.brokers().map(|broker| broker.peer).collect());
     }
@@ -132,22 +128,22 @@ fn written(answer: Option<Result<Written, WriteError>>) -> Result<Written, Submi
 
 /// Waits until a read may be answered from this core's view. That is at once under a lease; otherwise once the view
 /// shows everything that the leader knows to be committed.
-pub async fn may_read(core: &Rc<Core>) -> Result<(), SubmitError> {
+pub async fn may_read(core: &Rc<impl Host>) -> Result<(), SubmitError> {
     if core.has_read_lease() {
-        core.metrics.lease_valid_reads_total.add(1);
+        core.metrics().lease_valid_reads_total.add(1);
         return Ok(());
     }
-    core.metrics.lease_expired_reads_total.add(1);
+    core.metrics().lease_expired_reads_total.add(1);
     linearize(core).await
 }
 
 /// Returns once this core's view shows every write that was acknowledged before the call.
-pub async fn linearize(core: &Rc<Core>) -> Result<(), SubmitError> {
-    core.ask(META_CORE, Linearize {}).await
+pub async fn linearize(core: &Rc<impl Host>) -> Result<(), SubmitError> {
+    core.ask_linearize().await
 }
 
 /// On core 0: waits until every core's view shows every write that was acknowledged before the call.
-pub async fn linearize_here(core: Rc<Core>) -> Result<(), SubmitError> {
+pub async fn linearize_here(core: Rc<impl Host>) -> Result<(), SubmitError> {
     let meta = core.meta();
     if meta.failed.get() {
         return Err(SubmitError::Storage);
@@ -157,12 +153,12 @@ pub async fn linearize_here(core: Rc<Core>) -> Result<(), SubmitError> {
 }
 
 /// The metadata group as its leader sees it, on whichever broker that is.
-pub async fn describe_quorum(core: &Rc<Core>) -> Result<Quorum, SubmitError> {
-    core.ask(META_CORE, DescribeQuorum {}).await
+pub async fn describe_quorum(core: &Rc<impl Host>) -> Result<Quorum, SubmitError> {
+    core.ask_quorum().await
 }
 
 /// On core 0: the same.
-pub async fn describe_quorum_here(core: Rc<Core>) -> Result<Quorum, SubmitError> {
+pub async fn describe_quorum_here(core: Rc<impl Host>) -> Result<Quorum, SubmitError> {
     let meta = core.meta();
     if meta.failed.get() {
         return Err(SubmitError::Storage);
@@ -172,9 +168,9 @@ pub async fn describe_quorum_here(core: Rc<Core>) -> Result<Quorum, SubmitError>
 }
 
 /// A topic in the leader's slice, committed or not.
-pub async fn overlay_topic(core: &Rc<Core>, name: String) -> QueryAnswer {
+pub async fn overlay_topic(core: &Rc<impl Host>, name: String) -> QueryAnswer {
     let owner = core_of_slice(slice_of_topic(&name), core.cores());
-    core.ask(owner, FindInSlice { name }).await.map_or(QueryAnswer::NotFound, QueryAnswer::Topic)
+    core.ask_topic(owner, name).await.map_or(QueryAnswer::NotFound, QueryAnswer::Topic)
 }
 
 type Waiting<T> = RefCell<BTreeMap<Token, Promise<Result<T, WriteError>>>>;
@@ -183,7 +179,7 @@ impl Meta {
     /// Puts a question to the plane. The answer may be there before this returns.
     fn ask<T>(
         self: &Rc<Self>,
-        core: &Rc<Core>,
+        core: &Rc<impl Host>,
         waiting: &Waiting<T>,
         question: impl FnOnce(&mut Plane, &mut Group, Duration) -> Token,
     ) -> Answer<Result<T, WriteError>> {
@@ -191,7 +187,7 @@ impl Meta {
         let token = self.replica.with(|raft| question(&mut self.plane.borrow_mut(), raft, clock::now()));
         waiting.borrow_mut().insert(token, promise);
         self.act(core);
-        core.ready_loop.wake(self.clone());
+        core.ready_loop().wake(self.clone());
         answer
     }
 
@@ -203,7 +199,7 @@ impl Meta {
     /// Hands a write to the plane.
     pub(super) fn write(
         self: &Rc<Self>,
-        core: &Rc<Core>,
+        core: &Rc<impl Host>,
         commands: Vec<Command>,
         how: Submitting,
     ) -> Answer<Result<Written, WriteError>> {

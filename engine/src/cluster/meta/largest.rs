@@ -8,10 +8,8 @@
 //! far, larger batches are rejected with MESSAGE_TOO_LARGE, and larger commands with POLICY_VIOLATION
 //! (`consensus::plane`).
 
-use super::{SubmitError, Submitting, asks::submit_as_is, linearize};
-use crate::core::{Core, messages::LargestTaken};
+use super::{SubmitError, Submitting, asks::submit_as_is, host::Host, linearize};
 use consensus::{
-    group::descriptor::ENTRY_DATA_BYTES_MAX,
     metadata::{Command, LARGEST_ENTRY, Topic, View},
     plane::{self, Acks, ENTRY_BYTES},
 };
@@ -26,24 +24,10 @@ const MAX_MESSAGE_BYTES: &str = "max.message.bytes";
 const FRAME_BYTES: usize = 64 << 10;
 
 /// The largest batch that a frame to another broker takes.
-const FRAMED_BYTES_MAX: usize = CARRIED_BYTES_MAX - FRAME_BYTES;
+pub const FRAMED_BYTES_MAX: usize = CARRIED_BYTES_MAX - FRAME_BYTES;
 
 /// Attempts to raise the setting, when other brokers register in between.
 const TRIES: usize = 3;
-
-impl Core {
-    /// The largest batch that this core's ring and the frames between brokers can take.
-    pub fn largest_taken(&self) -> u64 {
-        let ring = self.store.entry_bytes_max() - ENTRY_DATA_BYTES_MAX;
-        ring.min(FRAMED_BYTES_MAX) as u64
-    }
-
-    /// The largest batch that partitions take now. A topic's own limit may be lower.
-    pub fn largest_entry(&self) -> usize {
-        let cluster = self.view(|view| view.cluster_config().largest_entry());
-        self.largest_taken().min(cluster.unwrap_or(u64::MAX)) as usize
-    }
-}
 
 /// Names the limit that holds batches to `largest` bytes, and the remedy.
 pub fn why_largest(largest: usize) -> String {
@@ -60,8 +44,8 @@ pub fn why_largest(largest: usize) -> String {
 }
 
 /// The largest batch that all cores of this broker can take.
-pub(super) async fn taken_here(core: &Rc<Core>) -> u64 {
-    let asked = (0..core.cores()).map(|to| core.ask(CoreId(to), LargestTaken {}));
+pub(super) async fn taken_here(core: &Rc<impl Host>) -> u64 {
+    let asked = (0..core.cores()).map(|to| core.ask_largest_taken(CoreId(to)));
     let taken: Vec<u64> = runtime::sync::all(asked.collect()).await;
     taken.into_iter().min().expect("there is a core")
 }
@@ -73,7 +57,7 @@ fn range(view: &View) -> (u64, u64) {
 }
 
 /// Raises the setting towards `wanted`, as far as possible. Returns its new value.
-pub(super) async fn raise(core: &Rc<Core>, wanted: u64) -> Result<u64, SubmitError> {
+pub(super) async fn raise(core: &Rc<impl Host>, wanted: u64) -> Result<u64, SubmitError> {
     for _ in 0..TRIES {
         let (present, most) = core.view(range);
         let to = wanted.min(most);
@@ -99,7 +83,7 @@ pub(super) async fn raise(core: &Rc<Core>, wanted: u64) -> Result<u64, SubmitErr
 
 /// Called before commands are submitted: raises the setting to the topic limits that they set, and to the size of
 /// larger commands.
-pub async fn rise_for(core: &Rc<Core>, commands: &[Command]) -> Result<(), SubmitError> {
+pub async fn rise_for(core: &Rc<impl Host>, commands: &[Command]) -> Result<(), SubmitError> {
     let (present, most) = core.view(range);
     // The peer ids of founders are added later.
     let founders = core.view(|view| view.brokers().count()) * size_of::<u64>();
@@ -113,7 +97,7 @@ pub async fn rise_for(core: &Rc<Core>, commands: &[Command]) -> Result<(), Submi
 }
 
 /// The highest limit that any topic sets for itself.
-pub(super) fn allowed_by_topics(core: &Core) -> u64 {
+pub(super) fn allowed_by_topics(core: &Rc<impl Host>) -> u64 {
     let own = |topic: &Arc<Topic>| topic.configs.get(MAX_MESSAGE_BYTES)?.parse().ok();
     core.view(|view| view.topics().filter_map(own).max()).unwrap_or(0)
 }

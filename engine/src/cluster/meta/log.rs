@@ -6,8 +6,7 @@
 //!
 //! Invariants: only committed entries are visible; every entry has one record, so offsets have no gaps.
 
-use super::{Meta, log_json};
-use crate::core::Core;
+use super::{Meta, host::Host, log_json};
 use bytes::Bytes;
 use net::{
     errors::ErrorCode,
@@ -48,30 +47,35 @@ impl Drop for LogWatch {
 }
 
 /// Marks `at` in `fetch` whenever more of the log becomes visible, until the watch is dropped.
-pub fn watch_log(core: &Core, fetch: Rc<Marks>, at: usize) -> LogWatch {
+pub fn watch_log(core: &Rc<impl Host>, fetch: Rc<Marks>, at: usize) -> LogWatch {
     let meta = core.meta().clone();
     let key = meta.watchers.0.borrow_mut().insert((fetch, at));
     LogWatch { meta, key }
 }
 
 /// The first visible offset, and the end offset.
-pub fn log_range(core: &Core) -> Result<(u64, u64), ErrorCode> {
+pub fn log_range(core: &Rc<impl Host>) -> Result<(u64, u64), ErrorCode> {
     let meta = core.meta();
     if meta.failed.get() {
         return Err(ErrorCode::KafkaStorageError);
     }
     let (leads, published) = meta.with(|plane, _| (plane.is_established(), plane.published()));
-    let log = core.store.log(META_GROUP).filter(|_| leads).ok_or(ErrorCode::NotLeaderOrFollower)?;
+    let log = core.store().log(META_GROUP).filter(|_| leads).ok_or(ErrorCode::NotLeaderOrFollower)?;
     Ok((log.first_index.prev().min(published).get(), published.get()))
 }
 
 /// Batches of one record each, starting at `offset`, which must be in the range. Returns as many as fit into
 /// `bytes_max`, but at least one if `at_least_one`.
-pub fn read_log(core: &Core, offset: u64, bytes_max: usize, at_least_one: bool) -> Result<Vec<Bytes>, ErrorCode> {
+pub fn read_log(
+    core: &Rc<impl Host>,
+    offset: u64,
+    bytes_max: usize,
+    at_least_one: bool,
+) -> Result<Vec<Bytes>, ErrorCode> {
     let (_, end) = log_range(core)?;
     // A snapshot may have replaced the entries meanwhile.
     let Entries::Memory(entries) =
-        core.store.entries(META_GROUP, index_of(offset), index_of(end), bytes_max.min(ENTRY_BYTES_MAX))
+        core.store().entries(META_GROUP, index_of(offset), index_of(end), bytes_max.min(ENTRY_BYTES_MAX))
     else {
         return Err(ErrorCode::OffsetOutOfRange);
     };

@@ -15,6 +15,7 @@
 //! | module | is |
 //! |---|---|
 //! | `asks` | what any core asks of the plane: writes as they are, reads, the state of the quorum |
+//! | `host` | what the metadata asks of the cores |
 //! | `largest` | the largest batch that partitions take: a setting that only rises |
 //! | `log` | the log as records, for the topic `__millrace_metadata` |
 //! | `log_json` | entries of the log as JSON |
@@ -28,6 +29,7 @@
 //! in order.
 
 pub mod asks;
+pub mod host;
 pub mod largest;
 mod log;
 mod log_json;
@@ -49,16 +51,14 @@ use snapshots::snapshot_when_wanted;
 pub use start::start;
 pub use submit::{submit, submit_with};
 
-use crate::{
-    core::{Core, messages::Notice},
-    partition::replica::{Replica, Replicated},
-};
+use crate::partition::replica::{Replica, Replicated};
 use consensus::{
     group::{Entry, Group, Message, ReadIndex, SnapshotMark, Succession},
     metadata::{Applied, AskedTooLate, Delta, Request, Slice},
     plane::{Plane, Quorum, SliceEntry, SliceOp, Token, Turn, WriteError, Written, node_of},
     wire::PeerMessage,
 };
+use host::Host;
 use runtime::{
     clock,
     sync::{Notify, Promise},
@@ -148,15 +148,19 @@ impl Meta {
     }
 
     /// Applies an event to the plane, performs the plane's outputs, and schedules the group's turn.
-    fn happens<R>(self: &Rc<Self>, core: &Rc<Core>, what: impl FnOnce(&mut Plane, &mut Group, Duration) -> R) -> R {
+    fn happens<R>(
+        self: &Rc<Self>,
+        core: &Rc<impl Host>,
+        what: impl FnOnce(&mut Plane, &mut Group, Duration) -> R,
+    ) -> R {
         let result = self.replica.with(|raft| what(&mut self.plane.borrow_mut(), raft, clock::now()));
         self.act(core);
-        core.ready_loop.wake(self.clone());
+        core.ready_loop().wake(self.clone());
         result
     }
 
     /// As [`Meta::happens`], from within the group's turn.
-    fn happens_in_turn(&self, core: &Rc<Core>, what: impl FnOnce(&mut Plane, &mut Group, Duration)) {
+    fn happens_in_turn(&self, core: &Rc<impl Host>, what: impl FnOnce(&mut Plane, &mut Group, Duration)) {
         self.replica.with(|raft| what(&mut self.plane.borrow_mut(), raft, clock::now()));
         self.act(core);
     }
@@ -168,7 +172,7 @@ impl Meta {
 
     /// Performs the plane's outputs. Outputs that this causes at once are queued behind, and performed in the same
     /// loop.
-    fn act(&self, core: &Rc<Core>) {
+    fn act(&self, core: &Rc<impl Host>) {
         if self.acting.replace(true) {
             return;
         }
@@ -184,7 +188,7 @@ impl Meta {
         self.count(core);
     }
 
-    fn carry_out(&self, core: &Rc<Core>, turn: Turn) {
+    fn carry_out(&self, core: &Rc<impl Host>, turn: Turn) {
         self.do_slices(core, turn.slices);
         self.publish(core, turn.publish);
         for (node, message) in turn.sends {
@@ -208,7 +212,7 @@ impl Meta {
     }
 
     /// Gives every owner of slices its part of the work, in order.
-    fn do_slices(&self, core: &Rc<Core>, ops: Vec<SliceOp>) {
+    fn do_slices(&self, core: &Rc<impl Host>, ops: Vec<SliceOp>) {
         let cores = core.cores();
         let mut by_owner: Vec<Vec<SliceWork>> = (0..cores).map(|_| Vec::new()).collect();
         for op in ops {
@@ -232,12 +236,12 @@ impl Meta {
             }
         }
         for (owner, work) in by_owner.into_iter().enumerate().filter(|(_, work)| !work.is_empty()) {
-            core.tell(CoreId(owner), Notice::WorkOnSlices { work });
+            core.tell_work(CoreId(owner), work);
         }
     }
 
     /// Takes results from an owner of slices.
-    pub fn slices_did(self: &Rc<Self>, core: &Rc<Core>, results: Vec<SliceResults>) {
+    pub fn slices_did(self: &Rc<Self>, core: &Rc<impl Host>, results: Vec<SliceResults>) {
         self.happens(core, |plane, raft, now| {
             for SliceResults { generation, index, results } in results {
                 plane.slices_did(raft, now, generation, index, results);
@@ -246,12 +250,12 @@ impl Meta {
     }
 
     /// Sends complete entries, in log order, to every core's view.
-    fn publish(&self, core: &Rc<Core>, deltas: Vec<(RaftIndex, Vec<Delta>)>) {
+    fn publish(&self, core: &Rc<impl Host>, deltas: Vec<(RaftIndex, Vec<Delta>)>) {
         let Some((last, _)) = deltas.last() else { return };
         let last = *last;
         let deltas: Arc<[_]> = deltas.into();
         for to in (1..core.cores()).map(CoreId) {
-            core.tell(to, Notice::Show { deltas: deltas.clone(), last });
+            core.tell_show(to, deltas.clone(), last);
         }
         core.show(&deltas);
         self.follow_brokers(core, &deltas);
@@ -266,32 +270,32 @@ impl Meta {
     }
 
     /// A core's view shows everything up to `index`.
-    pub fn is_shown(self: &Rc<Self>, core: &Rc<Core>, by: CoreId, index: RaftIndex) {
+    pub fn is_shown(self: &Rc<Self>, core: &Rc<impl Host>, by: CoreId, index: RaftIndex) {
         self.note_shown(core, by, index);
-        core.ready_loop.wake(self.clone());
+        core.ready_loop().wake(self.clone());
     }
 
-    fn note_shown(&self, core: &Rc<Core>, by: CoreId, index: RaftIndex) {
+    fn note_shown(&self, core: &Rc<impl Host>, by: CoreId, index: RaftIndex) {
         let mut shown = self.shown.borrow_mut();
         assert!(shown[by.0] <= index, "a view never goes back");
         shown[by.0] = index;
         let everywhere = *shown.iter().min().expect("there is a core 0");
         drop(shown);
-        core.metrics.metadata_shown_index.set(everywhere.get());
+        core.metrics().metadata_shown_index.set(everywhere.get());
         self.happens_in_turn(core, |plane, raft, _| plane.shown(raft, everywhere));
     }
 
     /// A snapshot has replaced the views. Each core reports the index once it has installed the snapshot.
-    fn restore_shown(&self, core: &Rc<Core>, index: RaftIndex, image: &Arc<[Delta]>) {
+    fn restore_shown(&self, core: &Rc<impl Host>, index: RaftIndex, image: &Arc<[Delta]>) {
         self.follow_brokers(core, &[(index, image.to_vec())]);
         for by in (0..core.cores()).map(CoreId) {
-            core.tell(by, Notice::ReportShown { index });
+            core.tell_report_shown(by, index);
         }
         self.published.notify();
     }
 
     /// Updates every core's lease and leader, if they have changed enough.
-    fn tell(&self, core: &Rc<Core>) {
+    fn tell(&self, core: &Rc<impl Host>) {
         let (lease, leader) = self.with(|plane, _| (plane.read_lease(), plane.leader()));
         // Clients are not sent to a leader that cannot be reached, even before there is another.
         let controller = leader.filter(|node| *node == core.node() || core.peers().is_there(*node));
@@ -301,7 +305,7 @@ impl Meta {
             self.told_lease.set(lease);
             self.told_controller.set(controller);
             for to in (0..core.cores()).map(CoreId) {
-                core.tell(to, Notice::Lease { until: lease, controller });
+                core.tell_lease(to, lease, controller);
             }
         }
     }
@@ -323,47 +327,9 @@ fn by_owners(entry: SliceEntry, cores: usize) -> impl Iterator<Item = (usize, Pa
     parts.into_iter().enumerate().filter(|(_, parts)| !parts.is_empty())
 }
 
-impl Replicated<Core> for Meta {
-    fn replica(&self) -> &Replica {
-        &self.replica
-    }
-
-    fn before_ready(&self, core: &Rc<Core>) {
-        // A proposed entry can no longer be rejected, so the plane proposes nothing for which the ring lacks room.
-        let mut claimed = 0;
-        let has_room = |bytes| {
-            let takes = core.store.takes_to_reserve(&[bytes]) == 1;
-            claimed = if takes { 0 } else { bytes };
-            takes
-        };
-        self.happens_in_turn(core, |plane, raft, now| plane.propose(raft, now, has_room));
-        if self.replica.with(|raft| raft.is_leader()) {
-            self.awaited_bytes.set(0);
-        }
-        core.store.claim(claimed.max(self.awaited_bytes.get()));
-    }
-
-    fn restore(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {
-        self.install_snapshot(core, mark)
-    }
-
-    fn apply(&self, core: &Rc<Core>, entries: Vec<Entry>) {
-        self.happens_in_turn(core, |plane, raft, now| plane.committed(raft, now, &entries));
-    }
-
-    fn still_leads(&self, core: &Rc<Core>, reads: &[ReadIndex]) {
-        self.happens_in_turn(core, |plane, raft, now| plane.still_leads(raft, now, reads));
-    }
-
-    fn persisted(&self, core: &Rc<Core>) {
-        self.happens_in_turn(core, |plane, raft, now| plane.persisted(raft, now));
-    }
-
-    fn send(&self, core: &Rc<Core>, messages: Vec<Message>) {
-        self.send_raft(core, messages);
-    }
-
-    fn storage_failed(&self) {
+impl Meta {
+    /// The storage of this core has failed: nothing that waits here will ever be durable.
+    pub fn fail(&self) {
         self.failed.set(true);
         self.watchers.wake();
         // Without their promises, all waiting calls end, in the order in which they came.
@@ -373,32 +339,77 @@ impl Replicated<Core> for Meta {
     }
 }
 
+impl<H: Host> Replicated<H> for Meta {
+    fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    fn before_ready(&self, core: &Rc<H>) {
+        // A proposed entry can no longer be rejected, so the plane proposes nothing for which the ring lacks room.
+        let mut claimed = 0;
+        let has_room = |bytes| {
+            let takes = core.store().takes_to_reserve(&[bytes]) == 1;
+            claimed = if takes { 0 } else { bytes };
+            takes
+        };
+        self.happens_in_turn(core, |plane, raft, now| plane.propose(raft, now, has_room));
+        if self.replica.with(|raft| raft.is_leader()) {
+            self.awaited_bytes.set(0);
+        }
+        core.store().claim(claimed.max(self.awaited_bytes.get()));
+    }
+
+    fn restore(&self, core: &Rc<H>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {
+        self.install_snapshot(core, mark)
+    }
+
+    fn apply(&self, core: &Rc<H>, entries: Vec<Entry>) {
+        self.happens_in_turn(core, |plane, raft, now| plane.committed(raft, now, &entries));
+    }
+
+    fn still_leads(&self, core: &Rc<H>, reads: &[ReadIndex]) {
+        self.happens_in_turn(core, |plane, raft, now| plane.still_leads(raft, now, reads));
+    }
+
+    fn persisted(&self, core: &Rc<H>) {
+        self.happens_in_turn(core, |plane, raft, now| plane.persisted(raft, now));
+    }
+
+    fn send(&self, core: &Rc<H>, messages: Vec<Message>) {
+        self.send_raft(core, messages);
+    }
+
+    fn storage_failed(&self) {
+        self.fail();
+    }
+}
+
 /// On core 0: drives the timers of the group and the plane. Missed ticks are skipped.
-pub async fn tick(core: Rc<Core>) {
-    while !core.lifecycle.metadata_ended.is_set() {
+pub async fn tick(core: Rc<impl Host>) {
+    while !core.metadata_ended().is_set() {
         runtime::sleep(TICK).await;
         if core.meta().failed.get() {
             return;
         }
         core.meta().happens(&core, |plane, raft, now| plane.tick(raft, now));
         let voters = core.meta().with(|_, raft| raft.voters().len());
-        core.metrics.metadata_voters.set(voters as u64);
+        core.metrics().metadata_voters.set(voters as u64);
         if core.meta().with(|_, raft| raft.snapshot_wanted()) {
             core.meta().snapshots.wanted.notify();
         }
-        core.metrics.metadata_ticks_total.add(1);
-        core.metrics.metadata_leased_ticks_total.add(u64::from(core.has_read_lease()));
+        core.metrics().metadata_ticks_total.add(1);
+        core.metrics().metadata_leased_ticks_total.add(u64::from(core.has_read_lease()));
     }
 }
 
 /// On core 0: tells every core at once when the connection to a broker is lost or established.
-pub async fn follow_peers(core: Rc<Core>) {
-    while !core.lifecycle.metadata_ended.is_set() {
+pub async fn follow_peers(core: Rc<impl Host>) {
+    while !core.metadata_ended().is_set() {
         let seen = core.peers().comings.version();
         core.meta().tell(&core);
         let nodes: Arc<[i32]> = core.peers().away().into();
         for to in (0..core.cores()).map(CoreId) {
-            core.tell(to, Notice::Away { nodes: nodes.clone() });
+            core.tell_away(to, nodes.clone());
         }
         core.peers().comings.past(seen).await;
     }
@@ -408,7 +419,7 @@ pub async fn follow_peers(core: Rc<Core>) {
 const HAND_OVER_MAX: Duration = Duration::from_secs(1);
 
 /// On core 0: hands leadership over before the broker stops, if this broker leads and another one can.
-pub async fn hand_over(core: &Rc<Core>) {
+pub async fn hand_over(core: &Rc<impl Host>) {
     let meta = core.meta();
     let term = meta.with(|_, raft| raft.term());
     if !meta.happens(core, |plane, raft, _| plane.hand_over(raft, |_| true)) {
@@ -437,12 +448,12 @@ pub async fn hand_over(core: &Rc<Core>) {
 }
 
 /// On core 0: hands leadership over to a healthy broker, if this one leads and there is one. Does not wait for it.
-pub fn give_away(core: &Rc<Core>) {
+pub fn give_away(core: &Rc<impl Host>) {
     let meta = core.meta();
     if meta.failed.get() || !meta.with(|_, raft| raft.is_leader() && !raft.is_handing_over()) {
         return;
     }
-    let is_able = |peer: u64| core.groups.can_lead(&**core, META_GROUP, node_of(peer));
+    let is_able = |peer: u64| core.can_lead(META_GROUP, node_of(peer));
     if meta.happens(core, |plane, raft, _| plane.hand_over(raft, is_able)) {
         tracing::info!("handing over leadership of the metadata group");
     }
@@ -450,9 +461,9 @@ pub fn give_away(core: &Rc<Core>) {
 
 impl Meta {
     /// Publishes the plane's counters as metrics.
-    fn count(&self, core: &Core) {
+    fn count(&self, core: &Rc<impl Host>) {
         let stats = self.plane.borrow().stats();
-        let metrics = &core.metrics;
+        let metrics = &core.metrics();
         let (established, term) = self.with(|plane, raft| (plane.is_established(), raft.term()));
         let leads = established && !self.failed.get();
         metrics.metadata_leads.set(u64::from(leads));

@@ -1,8 +1,8 @@
 //! Messages to and from other brokers: of the metadata group, of the planes, and pieces of snapshots.
 //! Lives on: core 0.
 
-use super::Meta;
-use crate::{core::Core, partition::replica};
+use super::{Meta, host::Host};
+use crate::partition::replica;
 use consensus::{
     group::{Message, MessageType},
     metadata::Delta,
@@ -14,7 +14,7 @@ use types::{META_GROUP, RaftIndex};
 
 impl Meta {
     /// Sends the group's messages. A snapshot message is sent together with the snapshot's data.
-    pub(super) fn send_raft(&self, core: &Rc<Core>, messages: Vec<Message>) {
+    pub(super) fn send_raft(&self, core: &Rc<impl Host>, messages: Vec<Message>) {
         for message in messages {
             if message.get_msg_type() == MessageType::MsgSnapshot {
                 self.send_snapshot(core, message);
@@ -25,7 +25,7 @@ impl Meta {
     }
 
     /// Handles the messages in one frame from another broker.
-    pub fn receive(self: &Rc<Self>, core: &Rc<Core>, from: i32, messages: Vec<PeerMessage>) {
+    pub fn receive(self: &Rc<Self>, core: &Rc<impl Host>, from: i32, messages: Vec<PeerMessage>) {
         if self.failed.get() {
             return;
         }
@@ -58,13 +58,13 @@ impl Meta {
 
     /// Drops the entries for which the ring has no room. The rest of the message may make room: it can commit entries
     /// that are here already, so that a snapshot can cover them. The leader sends the dropped entries again.
-    fn drop_without_room(&self, core: &Rc<Core>, message: &mut Message) {
+    fn drop_without_room(&self, core: &Rc<impl Host>, message: &mut Message) {
         if message.entries.is_empty() {
             return;
         }
         let sizes: Vec<usize> = message.entries.iter().map(|entry| entry.data.len()).collect();
-        let takes = core.store.takes_to_reserve(&sizes);
-        let largest = core.store.entry_bytes_max();
+        let takes = core.store().takes_to_reserve(&sizes);
+        let largest = core.store().entry_bytes_max();
         // Until the leader sends the first dropped entry again, its room is kept.
         self.awaited_bytes.set(sizes.get(takes).copied().filter(|bytes| *bytes <= largest).unwrap_or(0));
         if let Some(entry) = message.entries.get(takes) {
@@ -83,14 +83,14 @@ impl Meta {
     }
 
     /// Updates the brokers that the plane may ask, if published deltas change the brokers.
-    pub(super) fn follow_brokers(&self, core: &Rc<Core>, deltas: &[(RaftIndex, Vec<Delta>)]) {
+    pub(super) fn follow_brokers(&self, core: &Rc<impl Host>, deltas: &[(RaftIndex, Vec<Delta>)]) {
         let mut deltas = deltas.iter().flat_map(|(_, deltas)| deltas);
         if deltas.any(|delta| matches!(delta, Delta::Broker(_) | Delta::BrokerGone(_))) {
             self.follow_contacts(core);
         }
     }
 
-    pub(super) fn follow_contacts(&self, core: &Rc<Core>) {
+    pub(super) fn follow_contacts(&self, core: &Rc<impl Host>) {
         self.plane.borrow_mut().set_contacts(core.peers().nodes());
     }
 }

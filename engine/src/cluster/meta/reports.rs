@@ -3,11 +3,8 @@
 //! The partitions' groups are the truth; the reports follow it in batches. Leaderships are reported at once,
 //! watermarks at most once a second. A broker that is alone in its cluster reports nothing.
 
-use super::{Submitting, submit_with};
-use crate::{
-    core::{Core, messages::Watermarks},
-    partition::{Led, Partition, TopicPartition},
-};
+use super::{Submitting, host::Host, submit_with};
+use crate::partition::{Led, Partition, TopicPartition, host::in_turns};
 use ahash::AHashMap;
 use consensus::{
     metadata::{Command, LeaderReport, PartitionLeader, Topic, View, WatermarkReport},
@@ -28,10 +25,10 @@ const RETRY: Duration = Duration::from_millis(200);
 const UNREPORTED_MIN: usize = 1024;
 
 /// On core 0: reports every leadership of this broker.
-pub async fn leaders(core: Rc<Core>) {
+pub async fn leaders(core: Rc<impl Host>) {
     let mut outdated_from = UNREPORTED_MIN;
-    while !core.lifecycle.metadata_ended.is_set() {
-        let seen = core.view_changed.version();
+    while !core.metadata_ended().is_set() {
+        let seen = core.view_changed().version();
         if has_others(&core) && !core.unreported().borrow().is_empty() {
             let pending = core.unreported().take();
             let commands = core.view(|view| leader_commands(view, core.node(), &pending));
@@ -45,7 +42,7 @@ pub async fn leaders(core: Rc<Core>) {
             core.view(|view| core.unreported().borrow_mut().retain(|group, _| view.has_group(*group)));
             outdated_from = UNREPORTED_MIN.max(2 * core.unreported().borrow().len());
         }
-        core.view_changed.past(seen).await;
+        core.view_changed().past(seen).await;
     }
 }
 
@@ -55,7 +52,7 @@ fn is_of(view: &View, group: GroupId, topic: &str, partition: i32) -> bool {
     partition.is_some_and(|partition| partition.group == group)
 }
 
-fn put_back(core: &Core, pending: BTreeMap<GroupId, Led>) {
+fn put_back(core: &Rc<impl Host>, pending: BTreeMap<GroupId, Led>) {
     let mut unreported = core.unreported().borrow_mut();
     for (group, led) in pending {
         // A leadership that came meanwhile is newer.
@@ -63,7 +60,7 @@ fn put_back(core: &Core, pending: BTreeMap<GroupId, Led>) {
     }
 }
 
-fn has_others(core: &Core) -> bool {
+fn has_others(core: &Rc<impl Host>) -> bool {
     core.view(|view| view.brokers().nth(1).is_some())
 }
 
@@ -103,14 +100,14 @@ pub struct Mark {
 }
 
 /// On core 0: once a second, reports the watermarks that have moved since the last report.
-pub async fn watermarks(core: Rc<Core>) {
+pub async fn watermarks(core: Rc<impl Host>) {
     let mut told: AHashMap<GroupId, (u64, u64)> = AHashMap::new();
-    while !core.lifecycle.metadata_ended.is_set() {
+    while !core.metadata_ended().is_set() {
         runtime::sleep(WATERMARKS_EVERY).await;
-        if !has_others(&core) || core.lifecycle.metadata_ended.is_set() {
+        if !has_others(&core) || core.metadata_ended().is_set() {
             continue;
         }
-        let marks = (0..core.cores()).map(|to| core.ask(CoreId(to), Watermarks {}));
+        let marks = (0..core.cores()).map(|to| core.ask_watermarks(CoreId(to)));
         let marks: Vec<(GroupId, Mark)> = sync::all(marks.collect()).await.into_iter().flatten().collect();
         let mut by_topic: BTreeMap<Arc<str>, Vec<WatermarkReport>> = BTreeMap::new();
         let mut now_told = Vec::new();
@@ -152,7 +149,7 @@ fn watermark_commands(view: &View, node: i32, by_topic: BTreeMap<Arc<str>, Vec<W
 }
 
 /// The watermarks of the partitions that this core leads.
-pub async fn watermarks_here(core: Rc<Core>) -> Vec<(GroupId, Mark)> {
+pub async fn watermarks_here(core: Rc<impl Host>) -> Vec<(GroupId, Mark)> {
     let mut marks = Vec::new();
     let mark = |partition: &Rc<Partition>| {
         // An empty partition needs no report.
@@ -166,13 +163,13 @@ pub async fn watermarks_here(core: Rc<Core>) -> Vec<(GroupId, Mark)> {
             marks.push((partition.group(), mark));
         }
     };
-    core.for_partitions_in_turns(mark).await;
+    in_turns(&core, mark).await;
     marks
 }
 
 /// Submits a report and returns whether it succeeded. It is then shown here, so that the next one can be compared
 /// with it.
-async fn report(core: &Rc<Core>, commands: Vec<Command>) -> bool {
+async fn report(core: &Rc<impl Host>, commands: Vec<Command>) -> bool {
     let how = Submitting { acks: Some(Acks::Quorum), until: Until::Shown, ..Submitting::default() };
     match submit_with(core, commands, how).await {
         Ok(_) => true,

@@ -1,10 +1,7 @@
 //! Snapshots of the metadata: cut from all slices at one index, and kept for brokers that lag behind the log.
 
-use super::Meta;
-use crate::{
-    core::{Core, messages::Notice},
-    log_limit::Admitted,
-};
+use super::{Meta, host::Host};
+use crate::log_limit::Admitted;
 use bytes::{Bytes, BytesMut};
 use consensus::{
     group::{Message, SnapshotMark, conf_state_bytes},
@@ -83,14 +80,14 @@ impl Meta {
 }
 
 /// On core 0: writes a snapshot whenever the ring or a peer needs one, or enough entries have been published.
-pub async fn snapshot_when_wanted(core: Rc<Core>) {
+pub async fn snapshot_when_wanted(core: Rc<impl Host>) {
     let meta = core.meta().clone();
     loop {
         let covered = meta.snapshots.covered();
         let seen = meta.snapshots.wanted.version();
         let due = race(meta.entries_since(covered, meta.snapshots.due_after()), meta.snapshots.wanted.past(seen));
         let ring = async {
-            core.store.snapshot_wanted().await?;
+            core.store().snapshot_wanted().await?;
             // The ring may then hold only undecided entries, and no snapshot makes room by covering those.
             meta.entries_since(covered, 1).await;
             Ok::<_, Poisoned>(())
@@ -100,7 +97,7 @@ pub async fn snapshot_when_wanted(core: Rc<Core>) {
         }
         match snapshot(&core).await {
             Ok(_) => {}
-            Err(error) if core.store.poisoned().is_some() => return core.storage_failed(&error.to_string()),
+            Err(error) if core.store().poisoned().is_some() => return core.storage_failed(&error.to_string()),
             Err(error) => {
                 tracing::warn!(%error, "cannot write a metadata snapshot; trying again in {} s", SNAPSHOT_RETRY.as_secs());
                 runtime::sleep(SNAPSHOT_RETRY).await;
@@ -110,7 +107,7 @@ pub async fn snapshot_when_wanted(core: Rc<Core>) {
 }
 
 /// Cuts every slice at one index and makes the snapshot durable. Returns the index.
-pub async fn snapshot(core: &Rc<Core>) -> Result<u64, SnapshotError> {
+pub async fn snapshot(core: &Rc<impl Host>) -> Result<u64, SnapshotError> {
     let meta = core.meta();
     // All applied entries are in the slices' queues already; the request for a part is queued behind them.
     let (at, conf_state) = meta.replica.with(|raft| {
@@ -122,7 +119,7 @@ pub async fn snapshot(core: &Rc<Core>) -> Result<u64, SnapshotError> {
         .map(|owner| {
             let (part, answer) = promise();
             let token = meta.parts.borrow_mut().insert(part);
-            core.tell(CoreId(owner), Notice::CutSlices { token });
+            core.tell_cut(CoreId(owner), token);
             answer
         })
         .collect();
@@ -140,7 +137,7 @@ pub async fn snapshot(core: &Rc<Core>) -> Result<u64, SnapshotError> {
     }
     let blob = joint.finish(at.index);
     let app = AppState { index: at.index, blob: blob.clone(), conf_state: conf_state.clone() };
-    core.store.write_snapshot(META_GROUP, at.term, app).await?;
+    core.store().write_snapshot(META_GROUP, at.term, app).await?;
     meta.has_snapshot(SnapshotMark { at, conf_state }, blob);
     tracing::debug!(index = %at.index, "metadata snapshot written");
     Ok(at.index.get())
@@ -162,7 +159,7 @@ pub(super) struct Arriving {
 impl Meta {
     /// Sends the newest snapshot to the peer to which the group announces it, then the announcement. The group
     /// continues meanwhile.
-    pub(super) fn send_snapshot(&self, core: &Rc<Core>, message: Message) {
+    pub(super) fn send_snapshot(&self, core: &Rc<impl Host>, message: Message) {
         let to = message.to;
         let newest = self.snapshots.newest.borrow().clone();
         let announced = RaftIndex::new(message.get_snapshot().get_metadata().index);
@@ -174,7 +171,8 @@ impl Meta {
         let core = core.clone();
         runtime::spawn(async move {
             let (node, index, bytes) = (node_of(to), mark.at.index, blob.len());
-            if let Some(Admitted { left_out }) = core.partition_log.admit(clock::now(), (META_GROUP, node), "snapshot")
+            if let Some(Admitted { left_out }) =
+                core.partition_log().admit(clock::now(), (META_GROUP, node), "snapshot")
             {
                 tracing::info!(to = node, %index, bytes, left_out, "sending a metadata snapshot");
             }
@@ -207,7 +205,7 @@ impl Meta {
 
     /// Handles the leader's announcement, which follows the last piece. The snapshot is made durable before the group
     /// learns of it.
-    pub(super) fn take_snapshot(self: &Rc<Self>, core: &Rc<Core>, message: Message) {
+    pub(super) fn take_snapshot(self: &Rc<Self>, core: &Rc<impl Host>, message: Message) {
         let metadata = message.get_snapshot().get_metadata();
         let at = Position { index: RaftIndex::new(metadata.index), term: Term(metadata.term) };
         let arrived = self.snapshots.arriving.take();
@@ -224,7 +222,7 @@ impl Meta {
             let meta = core.meta();
             if let Err(why) = stage(&core, at, arrived.bytes.freeze(), message).await
                 && let Some(Admitted { left_out }) =
-                    core.partition_log.admit(clock::now(), META_GROUP, &why.to_string())
+                    core.partition_log().admit(clock::now(), META_GROUP, &why.to_string())
             {
                 tracing::warn!(index = %at.index, %why, left_out, "cannot install the leader's metadata snapshot");
             }
@@ -234,7 +232,7 @@ impl Meta {
 }
 
 /// Sends a snapshot's pieces as fast as the peer takes them, then the announcement. Returns whether all were sent.
-async fn send_pieces(core: &Rc<Core>, to: u64, at: Position, blob: &Bytes, announcement: Message) -> bool {
+async fn send_pieces(core: &Rc<impl Host>, to: u64, at: Position, blob: &Bytes, announcement: Message) -> bool {
     let total = blob.len() as u64;
     for offset in (0..blob.len()).step_by(CHUNK_BYTES) {
         let bytes = blob.slice(offset..blob.len().min(offset + CHUNK_BYTES));
@@ -259,7 +257,7 @@ enum StageError {
 }
 
 /// Makes a snapshot durable beside the log, then steps the group with it.
-async fn stage(core: &Rc<Core>, at: Position, blob: Bytes, message: Message) -> Result<(), StageError> {
+async fn stage(core: &Rc<impl Host>, at: Position, blob: Bytes, message: Message) -> Result<(), StageError> {
     let (index, slices) = metadata::restore(&blob)?;
     if index != at.index {
         return Err(StageError::Index(index));
@@ -267,7 +265,7 @@ async fn stage(core: &Rc<Core>, at: Position, blob: Bytes, message: Message) -> 
     let members = message.get_snapshot().get_metadata().get_conf_state();
     let conf_state = conf_state_bytes(members);
     let app = AppState { index, blob: blob.clone(), conf_state: conf_state.clone() };
-    core.store.stage_snapshot(META_GROUP, at.term, &app).await?;
+    core.store().stage_snapshot(META_GROUP, at.term, &app).await?;
     let meta = core.meta();
     *meta.snapshots.staged.borrow_mut() = Some((SnapshotMark { at, conf_state }, slices, blob));
     meta.happens(core, |plane, raft, now| {
@@ -279,13 +277,13 @@ async fn stage(core: &Rc<Core>, at: Position, blob: Bytes, message: Message) -> 
 
 impl Meta {
     /// Installs the staged snapshot: log, slices and views start anew after it.
-    pub(super) fn install_snapshot(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {
+    pub(super) fn install_snapshot(&self, core: &Rc<impl Host>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {
         let (staged, slices, blob) = self.snapshots.staged.take().expect("a snapshot is staged before it is stepped");
         assert_eq!(staged.at, mark.at, "the group takes the snapshot that was staged");
         let state = self.replica.with(|raft| raft.hard_state());
         let index = mark.at.index;
         let app = AppState { index, blob: blob.clone(), conf_state: staged.conf_state.clone() };
-        let position = core.store.install_snapshot(META_GROUP, state, mark.at.term, app)?;
+        let position = core.store().install_snapshot(META_GROUP, state, mark.at.term, app)?;
         tracing::info!(%index, "a metadata snapshot from the leader replaces the log");
         let image: Arc<[Delta]> = slices.iter().flat_map(Slice::image).collect();
         let group_high = slices.iter().map(Slice::group_high).max().unwrap_or(0);

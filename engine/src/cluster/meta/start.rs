@@ -1,13 +1,13 @@
 //! Starts the metadata: from what the store recovered to a broker that knows everything committed.
 
-use super::{Meta, Submitting, follow_peers, largest, reports, snapshot_when_wanted, submit_with, tick};
+use super::{Meta, Submitting, follow_peers, host::Host, largest, reports, snapshot_when_wanted, submit_with, tick};
 use crate::{
     cluster::{
         internal_topics,
         node_id::{Claim, Members, NodeId},
     },
-    core::{Core, messages::Notice, restored},
     memory::Lasting,
+    partition::restored,
     start_error::StartError,
 };
 use consensus::{
@@ -48,7 +48,7 @@ const JOIN_RETRY: Duration = Duration::from_millis(200);
 /// can tell who has this broker's node id. Returns once every core shows everything committed until now, or once the
 /// broker is asked to stop.
 pub async fn start(
-    core: &Rc<Core>,
+    core: &Rc<impl Host>,
     accept: impl Future<Output = ()> + 'static,
     members: &Members,
 ) -> Result<(), StartError> {
@@ -63,7 +63,7 @@ pub async fn start(
         _ => (Slice::all(), RaftIndex::ZERO),
     };
     if recovered.is_none() {
-        core.store.create_group(META_GROUP, LogOptions::default());
+        core.store().create_group(META_GROUP, LogOptions::default());
     }
     let found = recovered.as_ref().map_or_else(Restored::default, restored);
     let raft = Group::new(group_config(core), found)?;
@@ -85,14 +85,14 @@ pub async fn start(
         // A single voter need not ask or wait for others.
         meta.replica.with(Group::campaign);
     }
-    core.ready_loop.wake(meta.clone());
+    core.ready_loop().wake(meta.clone());
     runtime::spawn(accept);
     meta.follow_contacts(core);
     runtime::spawn(tick(core.clone()));
     runtime::spawn(follow_peers(core.clone()));
     // Joining takes room in the ring, and perhaps only a snapshot can make it.
     runtime::spawn(snapshot_when_wanted(core.clone()));
-    match race(join(core, members), core.lifecycle.stopping.wait()).await {
+    match race(join(core, members), core.stopping().wait()).await {
         Either::First(joined) => joined?,
         // The metadata is not complete, so no core may conclude from it that something was deleted.
         Either::Second(()) => return Ok(()),
@@ -100,46 +100,46 @@ pub async fn start(
     runtime::spawn(reports::leaders(core.clone()));
     runtime::spawn(reports::watermarks(core.clone()));
     for to in (0..core.cores()).map(CoreId) {
-        core.tell(to, Notice::MetadataComplete);
+        core.tell_complete(to);
     }
     Ok(())
 }
 
-fn snapshot_path(core: &Core, found: &RecoveredGroup) -> PathBuf {
-    let dirs = StoreDirs::new(&core.config.data_dir, 0, 0);
+fn snapshot_path(core: &Rc<impl Host>, found: &RecoveredGroup) -> PathBuf {
+    let dirs = StoreDirs::new(&core.config().data_dir, 0, 0);
     snapshot::path(&dirs, META_GROUP, found.flushed_index, found.flushed_term)
 }
 
-fn group_config(core: &Core) -> GroupConfig {
+fn group_config(core: &Rc<impl Host>) -> GroupConfig {
     GroupConfig {
-        voters: core.identity.founding.clone(),
+        voters: core.identity().founding.clone(),
         election_ticks: ELECTION_TICKS,
         election_jitter: jitter(core.node()),
         // Keeps the turns of the ready loop short.
         committed_bytes_max: COMMITTED_BYTES_A_TURN,
         holds: consensus::plane::check_entry,
-        ..GroupConfig::single(META_GROUP, core.identity.peer)
+        ..GroupConfig::single(META_GROUP, core.identity().peer)
     }
 }
 
-fn plane_config(core: &Core) -> PlaneConfig {
+fn plane_config(core: &Rc<impl Host>) -> PlaneConfig {
     PlaneConfig {
-        voters_wanted: core.config.metadata_voters.unwrap_or(core.identity.founding.len()),
-        session_timeout: core.config.broker_session_timeout(),
+        voters_wanted: core.config().metadata_voters.unwrap_or(core.identity().founding.len()),
+        session_timeout: core.config().broker_session_timeout(),
         always_made: |name| internal_topics::find(name).is_some(),
         largest_entry: core.largest_taken(),
-        ..PlaneConfig::new(core.node(), core.identity.incarnation)
+        ..PlaneConfig::new(core.node(), core.identity().incarnation)
     }
 }
 
 /// Hands every core its slices and the whole view.
-pub(super) fn install(core: &Rc<Core>, index: RaftIndex, slices: Vec<Slice>, image: &Arc<[Delta]>) {
+pub(super) fn install(core: &Rc<impl Host>, index: RaftIndex, slices: Vec<Slice>, image: &Arc<[Delta]>) {
     let mut by_owner: Vec<Vec<Slice>> = (0..core.cores()).map(|_| Vec::new()).collect();
     for slice in slices {
         by_owner[core_of_slice(slice.id(), core.cores()).0].push(slice);
     }
     for (owner, slices) in by_owner.into_iter().enumerate() {
-        core.tell(CoreId(owner), Notice::Install { index, slices, image: image.clone() });
+        core.tell_install(CoreId(owner), index, slices, image.clone());
     }
 }
 
@@ -151,21 +151,21 @@ fn jitter(node: i32) -> usize {
 
 /// Registers this broker with the cluster. When this returns, this broker's view shows the registration and
 /// everything before it. `Err`: the cluster rejects this broker for good.
-async fn join(core: &Rc<Core>, members: &Members) -> Result<(), StartError> {
+async fn join(core: &Rc<impl Host>, members: &Members) -> Result<(), StartError> {
     let mut told = None;
-    let mut node_id = NodeId::new(core.node(), core.identity.peer, core.config.broker_session_timeout());
+    let mut node_id = NodeId::new(core.node(), core.identity().peer, core.config().broker_session_timeout());
     let takes = largest::taken_here(core).await;
     loop {
         // The limit never falls, so this broker's own view suffices, also while the cluster has no quorum.
         if let Some(largest) = core.view(|view| view.cluster_config().largest_entry()).filter(|it| *it > takes) {
-            let (rings, cores) = (core.config.wal_ring_bytes, core.cores());
+            let (rings, cores) = (core.config().wal_ring_bytes, core.cores());
             return Err(StartError::SmallRings { rings, cores, takes, largest });
         }
         let failure = match submit_with(core, vec![registration(core, takes)], Submitting::default()).await {
             Ok(results) => match results.into_iter().next().expect("a command has a result") {
                 Ok(_) => break,
                 Err(Rejection::LargestEntry { largest, .. }) => {
-                    let (rings, cores) = (core.config.wal_ring_bytes, core.cores());
+                    let (rings, cores) = (core.config().wal_ring_bytes, core.cores());
                     return Err(StartError::SmallRings { rings, cores, takes, largest });
                 }
                 Err(rejection) => rejection.to_string(),
@@ -189,7 +189,7 @@ async fn join(core: &Rc<Core>, members: &Members) -> Result<(), StartError> {
     if !is_registered(core, takes) {
         runtime::spawn(register_again(core.clone(), takes));
     }
-    let wanted = core.config.message_max_bytes as u64;
+    let wanted = core.config().message_max_bytes as u64;
     match largest::raise(core, wanted.max(largest::allowed_by_topics(core))).await {
         Ok(largest) if largest < wanted => {
             let why = largest::why_largest(largest as usize);
@@ -202,14 +202,14 @@ async fn join(core: &Rc<Core>, members: &Members) -> Result<(), StartError> {
 }
 
 /// Whether the metadata has this broker's memory and ring limits. A leader of an earlier version leaves them out.
-fn is_registered(core: &Core, largest_entry: u64) -> bool {
+fn is_registered(core: &Rc<impl Host>, largest_entry: u64) -> bool {
     let Command::RegisterBroker { broker } = registration(core, largest_entry) else { unreachable!("it registers") };
     core.view(|view| view.broker(core.node()).is_some_and(|known| Broker { status: known.status, ..broker } == **known))
 }
 
 /// Registers again until the metadata has the whole registration; at the latest when all brokers have been upgraded.
-async fn register_again(core: Rc<Core>, largest_entry: u64) {
-    while let Either::First(()) = race(runtime::sleep(REGISTER_AGAIN), core.lifecycle.stopping.wait()).await {
+async fn register_again(core: Rc<impl Host>, largest_entry: u64) {
+    while let Either::First(()) = race(runtime::sleep(REGISTER_AGAIN), core.stopping().wait()).await {
         if is_registered(&core, largest_entry) {
             return;
         }
@@ -219,14 +219,14 @@ async fn register_again(core: Rc<Core>, largest_entry: u64) {
     }
 }
 
-fn registration(core: &Core, largest_entry: u64) -> Command {
+fn registration(core: &Rc<impl Host>, largest_entry: u64) -> Command {
     let (host, port) = core.advertised();
-    let peer = core.identity.peer_addr.clone();
+    let peer = core.identity().peer_addr.clone();
     Command::RegisterBroker {
         broker: Broker {
             node: core.node(),
-            peer: core.identity.peer,
-            incarnation: core.identity.incarnation,
+            peer: core.identity().peer,
+            incarnation: core.identity().incarnation,
             kafka: HostPort { host: host.to_owned(), port },
             peer_addr: HostPort { host: peer.host, port: peer.port },
             cores: core.cores() as u16,
@@ -234,17 +234,17 @@ fn registration(core: &Core, largest_entry: u64) -> Command {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             status: BrokerStatus::Alive,
             largest_entry,
-            replicas_max: core.shares.replicas_max,
-            partitions_max: core.shares.partitions_max,
+            replicas_max: core.shares().replicas_max,
+            partitions_max: core.shares().partitions_max,
         },
     }
 }
 
 /// Warns of more partitions than the memory budget allows, because it was lowered or other brokers created them. The
 /// broker still serves all.
-fn tell_if_over(core: &Core) {
+fn tell_if_over(core: &Rc<impl Host>) {
     let (replicas, partitions) = core.view(|view| (view.placed().replicas(core.node()), view.placed().partitions()));
-    let Lasting { replicas_max, partitions_max, .. } = core.shares;
+    let Lasting { replicas_max, partitions_max, .. } = *core.shares();
     if replicas > replicas_max {
         tracing::warn!(
             "this broker holds {replicas} replicas of partitions, but memory.budget.bytes is enough for \

@@ -112,7 +112,7 @@ async fn find(
 }
 
 /// On core 0: finds a position in the metadata's log, whose records have no timestamps.
-pub fn find_in_metadata(core: &Core, timestamp: i64) -> Result<Place, ErrorCode> {
+pub fn find_in_metadata(core: &Rc<Core>, timestamp: i64) -> Result<Place, ErrorCode> {
     let (start, end) = meta::log_range(core)?;
     let at = |offset: u64| Place { offset: offset as i64, ..NOWHERE };
     match timestamp {
