@@ -39,7 +39,7 @@ use crate::{
     liveness,
     memory::{self, Lasting, Shares},
     metrics::{CoreMetrics, Metrics},
-    partition::replica,
+    partition::ready,
     start_error::StartError,
 };
 use consensus::{
@@ -483,7 +483,7 @@ pub async fn begin_core(
     runtime::spawn(storage_loop(core.clone(), async move { journal.run_journal().await }));
     runtime::spawn(storage_loop(core.clone(), async move { flusher.run_flusher(host).await }));
     runtime::spawn(warm_memory(core.clone()));
-    runtime::spawn(replica::run(core.clone()));
+    runtime::spawn(ready::run(core.clone()));
     runtime::spawn(opening::run(core.clone()));
     let seeds = about.config.seeds.iter().flat_map(Seeds::iter);
     let seeds = seeds.map(|(node, address)| (*node, address.to_string()));
@@ -501,7 +501,7 @@ pub async fn begin_core(
 /// Starts the background tasks of a core that serves.
 pub fn serve_partitions(core: &Rc<Core>) {
     runtime::spawn(crate::partition::retention::run(core.clone()));
-    runtime::spawn(crate::partition::producers::share::run(core.clone()));
+    runtime::spawn(crate::partition::retention::keep_producers(core.clone()));
     runtime::spawn(liveness::rebalance(core.clone()));
 }
 

@@ -15,6 +15,7 @@ pub mod log_limit;
 pub mod long_work;
 pub mod memory;
 pub mod metrics;
+pub mod pace;
 pub mod partition;
 pub mod serve;
 pub mod start_error;

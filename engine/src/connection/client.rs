@@ -40,7 +40,8 @@ impl Client {
         &self.copied
     }
 
-    /// Its produce requests, which are handed to the partitions in the order of arrival, however long their checks take.
+    /// Its produce requests, which are handed to the partitions in the order of arrival, however long their checks
+    /// take.
     pub fn lane(&self) -> &Line {
         &self.lane
     }

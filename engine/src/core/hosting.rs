@@ -26,11 +26,11 @@ use crate::{
     long_work::LongWork,
     memory::{GroupState, Lasting, Memory},
     metrics::CoreMetrics,
+    pace::Pace,
     partition::{
         Led, Partition,
         admission::Admission,
         host::{Events, Liveness, Parts, Way},
-        pace::Pace,
         producers::share::ProducersShare,
         replica::{ReadyLoop, Replicated},
     },

@@ -27,14 +27,21 @@ impl Host for GroupHost {
     }
 }
 
-/// Serves another broker's connection, which another core has accepted.
-pub fn take_over(core: &Rc<Core>, connection: Begun) {
-    core.peers().take_over(connection, Rc::new(GroupHost(core.clone())));
+impl Core {
+    /// Serves another broker's connection, which another core has accepted.
+    pub fn take_over_peer(self: &Rc<Self>, connection: Begun) {
+        self.peers().take_over(connection, Rc::new(GroupHost(self.clone())));
+    }
+
+    /// Takes messages of another broker, see [`receive`].
+    pub fn receive_peer_messages(self: &Rc<Self>, from: i32, messages: Vec<PeerMessage>) {
+        receive(self, from, messages);
+    }
 }
 
 /// Passes each message to its core. Most messages are for the core on which they arrive, because brokers with the
 /// same number of cores talk core to core.
-pub fn receive(core: &Rc<Core>, from: i32, messages: Vec<PeerMessage>) {
+fn receive(core: &Rc<Core>, from: i32, messages: Vec<PeerMessage>) {
     let mut elsewhere: Vec<Vec<PeerMessage>> = Vec::new();
     let mut of_meta = Vec::new();
     let is_here = |group: GroupId| group != META_GROUP && core.owner(group) == core.id();

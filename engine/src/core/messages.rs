@@ -10,7 +10,7 @@
 //! both belong in one lane.
 
 use super::{
-    Core, incoming,
+    Core,
     mesh::{
         HasMesh, Mesh, Message,
         list::{AskKind, asks, notices},
@@ -40,7 +40,7 @@ use consensus::{
     wire::{Beat, PeerMessage},
 };
 use net::{errors::ErrorCode, transport::listen::Accepted};
-use std::{future::ready, net::IpAddr, sync::Arc, time::Duration};
+use std::{future::ready, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 use types::{CoreId, GroupId, META_CORE, RaftIndex};
 
 impl HasMesh for Core {
@@ -139,7 +139,7 @@ notices! { Core:
         CallBackFetch { id: FetchId } = |core| core.fetches.call_back(id);
 
         /// Messages of another broker for groups of the core.
-        PeerMessages { from: i32, messages: Vec<PeerMessage> } = |core| incoming::receive(core, from, messages);
+        PeerMessages { from: i32, messages: Vec<PeerMessage> } = |core| core.receive_peer_messages(from, messages);
 
         /// To the core that counts an address: a connection from it is gone. This follows its `EnterAddress`.
         LeaveAddress { from: IpAddr } = |core| core.connections.addresses.leave(from);
@@ -152,7 +152,7 @@ notices! { Core:
         Connection { accepted: Accepted } = |core| connection::take_over(core, accepted);
 
         /// Another broker's connection, for the core that is to serve it.
-        PeerConnection { connection: Box<Begun> } = |core| incoming::take_over(core, *connection);
+        PeerConnection { connection: Box<Begun> } = |core| core.take_over_peer(*connection);
 
         /// The beat of a broker that has another number of cores: it counts for all cores here.
         Beat { from: i32, beat: Beat } = |core| core.groups.note(core, from, beat);
@@ -207,6 +207,19 @@ notices! { Core:
 
         /// The broker stops: the core is to take no more connections and requests.
         BeginStop = |core| core.begin_stop();
+    }
+}
+
+/// What owners of partitions and gathering cores tell each other about fetches.
+impl Core {
+    /// Tells the core that gathers a fetch how many bytes this one has for it.
+    pub fn tell_fetch_has(self: &Rc<Self>, to: CoreId, id: FetchId, bytes: usize) {
+        self.tell(to, Notice::FetchHas { id, owner: self.id(), bytes });
+    }
+
+    /// Tells an owner that the fetch has enough.
+    pub fn tell_fetch_is_over(self: &Rc<Self>, to: CoreId, id: FetchId) {
+        self.tell(to, Notice::CallBackFetch { id });
     }
 }
 

@@ -62,9 +62,8 @@ use crate::{
     long_work::LongWork,
     memory::{self, Lasting, Memory},
     metrics::CoreMetrics,
-    partition::{
-        Led, Partition, admission::Admission, pace::Pace, producers::share::ProducersShare, replica::ReadyLoop,
-    },
+    pace::Pace,
+    partition::{Led, Partition, admission::Admission, producers::share::ProducersShare, replica::ReadyLoop},
 };
 use ahash::AHashMap;
 use consensus::{

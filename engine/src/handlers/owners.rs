@@ -22,7 +22,8 @@ pub struct Question<T> {
 }
 
 /// Puts every question to its partition on its owning core. Partitions that are unknown or led elsewhere get their
-/// error here. `to_ask` makes the ask with a core's questions, which [`answer_all`](crate::core::owner::answer_all) answers there.
+/// error here. `to_ask` makes the ask with a core's questions, which
+/// [`answer_all`](crate::core::owner::answer_all) answers there.
 pub async fn ask_owners<T, R, K: AskKind<Core, Reply = Found<R>>>(
     core: &Rc<Core>,
     questions: Vec<Question<T>>,

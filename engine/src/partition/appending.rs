@@ -9,7 +9,8 @@ use crate::partition::{
         Verdict, WrittenBatch,
         gaps::{Gap, Patience},
     },
-    replica::{self, Payload},
+    ready,
+    replica::Payload,
 };
 use bytes::Bytes;
 use consensus::group::descriptor::{Descriptor, EntryData};
@@ -147,7 +148,7 @@ impl Partition {
         state.waiters(acks).push_back(Waiting { index: position.index, appended, promise });
         drop(state);
         self.stir(core);
-        replica::stage(core, &**self);
+        ready::stage(core, &**self);
         Ok(answer)
     }
 
@@ -254,7 +255,7 @@ impl Partition {
         drop(state);
         self.replica.with(|raft| raft.read_index(token));
         self.stir(core);
-        replica::stage(core, &**self);
+        ready::stage(core, &**self);
     }
 }
 

@@ -8,12 +8,13 @@
 //! - The group has dropped the entries: they are [wanted](Wanted). They are read and given to raft-rs, which makes
 //!   the message.
 //!
-//! Each read waits for its turn on this core, see [`Pace`](super::pace::Pace), unless a commit waits for it.
+//! Each read waits for its turn on this core, see [`Pace`](crate::pace::Pace), unless a commit waits for it.
 
 use super::{Partition, peering::has_batch};
 use crate::{
     log_limit::Admitted,
-    partition::{host::Host, pace::Turn, replica},
+    pace::Turn,
+    partition::{host::Host, ready},
 };
 use bytes::Bytes;
 use consensus::{
@@ -265,7 +266,7 @@ impl Partition {
         catch_up.pieces.set((last, small.last().map_or(last, |entry| entry.index)));
         *catch_up.fetched.borrow_mut() = batches;
         self.replica.with(|raft| raft.fetched(wanted, small));
-        replica::stage(core, &**self);
+        ready::stage(core, &**self);
         catch_up.fetched.borrow_mut().clear();
     }
 }

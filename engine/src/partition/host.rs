@@ -6,11 +6,10 @@
 use super::{
     Led, Partition,
     admission::Admission,
-    pace::Pace,
     producers::share::ProducersShare,
     replica::{ReadyLoop, Replicated},
 };
-use crate::{config::Config, host::disk::Store, log_limit::LogLimit, metrics::CoreMetrics};
+use crate::{config::Config, host::disk::Store, log_limit::LogLimit, metrics::CoreMetrics, pace::Pace};
 use consensus::{
     group::{Unfit, Unreadable},
     wire::PeerMessage,

@@ -30,11 +30,11 @@ mod errors;
 mod health;
 pub mod host;
 mod leading;
-pub mod pace;
 mod pacing;
 mod peering;
 pub mod producers;
 mod reads;
+pub mod ready;
 mod recovery;
 pub mod replica;
 pub mod retention;
@@ -335,7 +335,7 @@ impl Partition {
         assert!(offset <= self.high_watermark(), "only committed records are trimmed");
         self.replica.propose(EntryData::LogStart { offset }.encode(), None)?;
         self.stir(core);
-        replica::stage(core, &**self);
+        ready::stage(core, &**self);
         Ok(())
     }
 

@@ -7,10 +7,7 @@
 use super::Partition;
 use crate::{
     log_limit::Admitted,
-    partition::{
-        host::Host,
-        replica::{self, Payload},
-    },
+    partition::{host::Host, ready, replica::Payload},
 };
 use bytes::Bytes;
 use consensus::{
@@ -87,7 +84,7 @@ impl Partition {
         match checked(&message, payloads).and_then(|payloads| self.follows(&message).map(|()| payloads)) {
             Ok(payloads) => {
                 self.replica.step_with(core, message, payloads);
-                replica::stage(core, &**self);
+                ready::stage(core, &**self);
                 self.replica.drop_payloads();
             }
             Err(why) => {

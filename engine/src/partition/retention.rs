@@ -5,13 +5,19 @@
 
 use super::{
     Partition,
-    host::{Host, in_turns},
+    host::{Host, in_turns, in_turns_while},
+    producers::share::cut,
 };
 use runtime::{
     clock,
     sync::{Either, race},
 };
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
+
+/// Most producers that are sampled to find the least recent. With more, only each second, third, … is looked at.
+const SAMPLES: usize = 65_536;
+/// Pause when no producer may be evicted: all candidates have uncommitted batches.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Checks every partition of this core each `log.retention.check.interval.ms`, until the broker stops.
 pub async fn run(core: Rc<impl Host>) {
@@ -66,4 +72,48 @@ fn look_at(core: &Rc<impl Host>, partition: &Rc<Partition>) {
             tracing::warn!(partition = %partition.name, %error, "cannot move the log start");
         }
     }
+}
+
+/// Keeps this core's producers within their share, until the broker stops.
+pub async fn keep_producers(core: Rc<impl Host>) {
+    loop {
+        let share = core.producers_share();
+        while share.is_over() && !core.stopping().is_set() {
+            if forget(&core).await == 0 {
+                race(runtime::sleep(PAUSE), core.stopping().wait()).await;
+            }
+        }
+        if let Either::Second(()) = race(share.over.next(), core.stopping().wait()).await {
+            return;
+        }
+    }
+}
+
+/// Looks through all partitions, then evicts. Returns the number evicted.
+async fn forget(core: &Rc<impl Host>) -> usize {
+    let every = core.producers_share().remembered().div_ceil(SAMPLES).max(1);
+    let (mut samples, mut seen) = (Vec::new(), 0);
+    in_turns_while(core, |partition| {
+        partition.with_producers(|producers| {
+            for written in producers.written() {
+                if seen % every == 0 {
+                    samples.push(written);
+                }
+                seen += 1;
+            }
+        });
+        true
+    })
+    .await;
+    let excess = core.producers_share().excess();
+    let Some(mut cut) = cut(samples, seen, excess) else { return 0 };
+    in_turns_while(core, |partition| {
+        cut.at_most -= partition.forget_producers(core, cut);
+        cut.at_most > 0
+    })
+    .await;
+    let forgotten = excess - cut.at_most;
+    core.metrics().producers_forgotten_total.add(forgotten as u64);
+    tracing::debug!(forgotten, "forgot idempotent producers, since their share of memory is full");
+    forgotten
 }

@@ -11,7 +11,7 @@ use crate::{
     partition::{
         host::Host,
         producers::{Producers, RestoreError},
-        replica,
+        ready,
     },
 };
 use bytes::Bytes;
@@ -129,7 +129,7 @@ impl Partition {
         }
         self.coming.replace(Some(Coming { index, offset, producers, blob }));
         self.replica.with(|raft| raft.step_snapshot(message));
-        replica::stage(core, &**self);
+        ready::stage(core, &**self);
         self.coming.take();
     }
 

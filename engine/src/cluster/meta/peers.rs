@@ -2,7 +2,7 @@
 //! Lives on: core 0.
 
 use super::{Meta, host::Host};
-use crate::partition::replica;
+use crate::partition::ready;
 use consensus::{
     group::{Message, MessageType},
     metadata::Delta,
@@ -42,7 +42,7 @@ impl Meta {
                         self.replica.step(core, message);
                         if has_entries {
                             // So that the next message sees how much room is left.
-                            replica::stage(core, &**self);
+                            ready::stage(core, &**self);
                         }
                     }
                 }

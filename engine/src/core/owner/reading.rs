@@ -3,7 +3,7 @@
 use super::waits::FetchId;
 use crate::{
     cluster::meta::{self, LogWatch},
-    core::{Core, messages::Notice},
+    core::Core,
     long_work::Work,
     memory::{Answers, Held},
     partition::{ColdFetch, FetchRead, Partition, Watch},
@@ -247,7 +247,7 @@ impl<'a> Growth<'a> {
             return Some(wait);
         }
         (self.told, self.told_at) = (self.total, Some(now));
-        self.core.tell(origin, Notice::FetchHas { id: self.wish.id, owner: self.core.id(), bytes: self.total });
+        self.core.tell_fetch_has(origin, self.wish.id, self.total);
         None
     }
 }

@@ -3,7 +3,7 @@
 //! `min_bytes` counts over the whole request. An owner that has some bytes, but not enough alone, reports its count
 //! to the gathering core. That core calls all owners back once the sum is enough.
 
-use crate::core::{Core, messages::Notice};
+use crate::core::Core;
 use runtime::sync::Marks;
 use std::{
     cell::{Cell, RefCell},
@@ -102,7 +102,7 @@ impl Fetches {
         };
         for owner in owing {
             // This follows the request itself in the same lane, so the request is there before the call.
-            core.tell(owner, Notice::CallBackFetch { id });
+            core.tell_fetch_is_over(owner, id);
         }
     }
 

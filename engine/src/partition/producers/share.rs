@@ -8,12 +8,9 @@
 //! batches. So this depends on the replica: others may remember more. An evicted producer can go on writing, but its
 //! next retry is not recognised as a duplicate. A producer with uncommitted batches stays.
 
-use crate::partition::{
-    host::{Host, in_turns_while},
-    producers::PRODUCER_BYTES,
-};
-use runtime::sync::{Either, Notify, race};
-use std::{cell::Cell, rc::Rc, time::Duration};
+use crate::partition::producers::PRODUCER_BYTES;
+use runtime::sync::Notify;
+use std::cell::Cell;
 use types::RaftIndex;
 
 /// When a producer wrote last: its last batch's timestamp, then that batch's index in the partition's log.
@@ -21,17 +18,13 @@ pub type Written = (i64, RaftIndex);
 
 /// An eviction also frees this fraction of the share (one part in `HEADROOM`), so that the next is not due at once.
 const HEADROOM: usize = 16;
-/// Most producers that are sampled to find the least recent. With more, only each second, third, … is looked at.
-const SAMPLES: usize = 65_536;
-/// Pause when no producer may be evicted: all candidates have uncommitted batches.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// How many producers a core remembers, and the most that it may remember.
 pub struct ProducersShare {
     max: usize,
     remembered: Cell<usize>,
     /// Notified when there are too many.
-    over: Notify,
+    pub(crate) over: Notify,
 }
 
 impl ProducersShare {
@@ -53,12 +46,12 @@ impl ProducersShare {
         self.remembered.get()
     }
 
-    fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.remembered.get() > self.max
     }
 
     /// How many to evict.
-    fn excess(&self) -> usize {
+    pub(crate) fn excess(&self) -> usize {
         self.remembered.get().saturating_sub(self.max - self.max / HEADROOM)
     }
 }
@@ -76,50 +69,6 @@ pub fn cut(mut samples: Vec<Written>, count: usize, excess: usize) -> Option<Cut
     let at = share.min(samples.len()).checked_sub(1)?;
     let (_, until, _) = samples.select_nth_unstable(at);
     Some(Cut { until: *until, at_most: excess })
-}
-
-/// Keeps this core's producers within their share, until the broker stops.
-pub async fn run(core: Rc<impl Host>) {
-    loop {
-        let share = core.producers_share();
-        while share.is_over() && !core.stopping().is_set() {
-            if forget(&core).await == 0 {
-                race(runtime::sleep(PAUSE), core.stopping().wait()).await;
-            }
-        }
-        if let Either::Second(()) = race(share.over.next(), core.stopping().wait()).await {
-            return;
-        }
-    }
-}
-
-/// Looks through all partitions, then evicts. Returns the number evicted.
-async fn forget(core: &Rc<impl Host>) -> usize {
-    let every = core.producers_share().remembered().div_ceil(SAMPLES).max(1);
-    let (mut samples, mut seen) = (Vec::new(), 0);
-    in_turns_while(core, |partition| {
-        partition.with_producers(|producers| {
-            for written in producers.written() {
-                if seen % every == 0 {
-                    samples.push(written);
-                }
-                seen += 1;
-            }
-        });
-        true
-    })
-    .await;
-    let excess = core.producers_share().excess();
-    let Some(mut cut) = cut(samples, seen, excess) else { return 0 };
-    in_turns_while(core, |partition| {
-        cut.at_most -= partition.forget_producers(core, cut);
-        cut.at_most > 0
-    })
-    .await;
-    let forgotten = excess - cut.at_most;
-    core.metrics().producers_forgotten_total.add(forgotten as u64);
-    tracing::debug!(forgotten, "forgot idempotent producers, since their share of memory is full");
-    forgotten
 }
 
 #[cfg(test)]
