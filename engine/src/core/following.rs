@@ -214,7 +214,7 @@ impl Core {
     }
 
     /// Queues a change of a partition's leader. The other cores hear of it at the end of this turn.
-    /// Sends the changes that [`Core::announce_leader`] queued.
+    /// Sends the changes that were announced since the last call.
     pub fn tell_leaders(self: &Rc<Self>) {
         let told = self.untold.take();
         if told.is_empty() {

@@ -549,6 +549,8 @@ mod tests {
         let mut text = String::new();
         read(std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")), &mut text);
         text.retain(|c| !c.is_whitespace());
+        // A host hands out its core's figures.
+        let text = text.replace("metrics().", "metrics.");
         let own = include_str!("mod.rs");
         let (_, publish_store) = own.split_once("pub fn publish_store").unwrap();
         let (publish_store, _) = publish_store.split_once("\n    }").unwrap();

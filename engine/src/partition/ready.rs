@@ -152,7 +152,7 @@ fn step<H: Host>(core: &Rc<H>, group: &dyn Replicated<H>) -> Result<bool, Append
         return Ok(false);
     };
     let restored = ready.snapshot.as_ref().map(|mark| group.restore(core, mark)).transpose()?;
-    let position = replica.persist(&core.store(), group, &mut ready)?.or(restored);
+    let position = replica.persist(core.store(), group, &mut ready)?.or(restored);
     group.send(core, ready.messages);
     // A Ready without a write of its own counts as durable with the last write staged before it, never earlier.
     let mut persisting = core.ready_loop().persisting.borrow_mut();

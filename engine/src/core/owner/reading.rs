@@ -461,7 +461,7 @@ async fn to_its_end(core: &Rc<Core>, held: Held, read: ColdFetch) -> Result<(Hel
     Ok((held, batches?))
 }
 
-/// Reads from the metadata's log; see [`crate::handlers::metadata_log`].
+/// Reads from the metadata's log; see [`crate::core::metadata_topic`].
 fn read_metadata(core: &Rc<Core>, item: &Item, limit: Limit) -> Result<Found, ErrorCode> {
     let range @ (log_start, high_watermark) = meta::log_range(core)?;
     let offset = u64::try_from(item.offset).map_err(|_| ErrorCode::OffsetOutOfRange)?;
