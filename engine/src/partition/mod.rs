@@ -39,6 +39,8 @@ mod recovery;
 pub mod replica;
 pub mod retention;
 mod snapshots;
+#[cfg(test)]
+mod tests;
 
 pub use appending::{Acks, Appended, Committed};
 pub use errors::PartitionError;

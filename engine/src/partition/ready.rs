@@ -91,7 +91,7 @@ async fn follow_durable(core: Rc<impl Host>) {
 
 /// One turn: takes completions, stages entries and applies committed entries, for the groups queued at its start, as
 /// many as a turn takes.
-fn turn(core: &Rc<impl Host>) -> Result<(), AppendError> {
+pub(super) fn turn(core: &Rc<impl Host>) -> Result<(), AppendError> {
     let ready_loop = core.ready_loop();
     let durable = core.store().durable();
     let mut oldest: Option<Instant> = None;
