@@ -15,6 +15,7 @@ pub mod log_limit;
 pub mod long_work;
 pub mod memory;
 pub mod metrics;
+pub mod on_core;
 pub mod pace;
 pub mod partition;
 pub mod serve;

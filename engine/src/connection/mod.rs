@@ -25,10 +25,9 @@ pub use quota::Spread;
 pub use stalled::close_stalled;
 
 use crate::{
-    config::Config,
     log_limit::{Admitted, LogLimit},
     memory::{FREE_DECODED_BYTES, Memory, Reservation},
-    metrics::CoreMetrics,
+    on_core::OnCore,
 };
 use answering::HALF_CLOSED_MAX;
 use client::Client;
@@ -88,18 +87,11 @@ pub struct Connections {
 }
 
 /// A core, as its connections see it.
-pub trait Host: Sized + 'static {
-    fn id(&self) -> CoreId;
-    /// The number of cores.
-    fn cores(&self) -> usize;
-    fn config(&self) -> &Config;
-    fn metrics(&self) -> &CoreMetrics;
+pub trait Host: OnCore {
     fn connections(&self) -> &Rc<Connections>;
     fn memory(&self) -> &Memory;
     /// Limits the lines about connections.
     fn connection_log(&self) -> &LogLimit;
-    /// Set once the broker stops.
-    fn stopping(&self) -> &Flag;
     /// Work for the thread beside this core, see `aside`.
     fn beside(&self) -> &Line;
     /// Starts a request of this client.

@@ -52,7 +52,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use types::{CoreId, GroupId};
+use types::GroupId;
 use wal::store::Admission;
 
 /// Bytes of the log read at a time while coordinators load: 4 MiB. They are replayed in turns.
@@ -71,7 +71,6 @@ type Token = Promise<GroupResponse>;
 
 /// A core, as its group coordinators see it.
 pub trait Host: host::Host + AsRef<LongWork> {
-    fn id(&self) -> CoreId;
     fn coordinators(&self) -> &Coordinators;
     /// The memory for consumer groups.
     fn group_state(&self) -> &GroupState;

@@ -26,6 +26,7 @@ use crate::{
     long_work::LongWork,
     memory::{GroupState, Lasting, Memory},
     metrics::CoreMetrics,
+    on_core::OnCore,
     pace::Pace,
     partition::{
         Led, Partition,
@@ -58,21 +59,35 @@ use std::{
 use types::{CoreId, GroupId, META_CORE, META_GROUP, RaftIndex};
 use wal::store::RecoveredGroup;
 
-impl Parts for Core {
+impl OnCore for Core {
+    fn id(&self) -> CoreId {
+        Core::id(self)
+    }
+
+    fn cores(&self) -> usize {
+        Core::cores(self)
+    }
+
     fn node(&self) -> i32 {
-        self.config.node_id
+        Core::node(self)
     }
 
     fn config(&self) -> &Config {
         &self.config
     }
 
-    fn store(&self) -> &Store {
-        &self.store
-    }
-
     fn metrics(&self) -> &CoreMetrics {
         &self.metrics
+    }
+
+    fn stopping(&self) -> &Flag {
+        &self.lifecycle.stopping
+    }
+}
+
+impl Parts for Core {
+    fn store(&self) -> &Store {
+        &self.store
     }
 
     fn ready_loop(&self) -> &ReadyLoop<Self> {
@@ -93,10 +108,6 @@ impl Parts for Core {
 
     fn partition_log(&self) -> &Rc<LogLimit> {
         &self.partition_log
-    }
-
-    fn stopping(&self) -> &Flag {
-        &self.lifecycle.stopping
     }
 
     fn partition(&self, group: GroupId) -> Option<Rc<Partition>> {
@@ -198,14 +209,6 @@ impl Events<Core> for Core {
 }
 
 impl liveness::Host for Core {
-    fn id(&self) -> CoreId {
-        Core::id(self)
-    }
-
-    fn cores(&self) -> usize {
-        Core::cores(self)
-    }
-
     fn groups(&self) -> &Groups {
         &self.groups
     }
@@ -256,22 +259,6 @@ impl liveness::Host for Core {
 }
 
 impl connection::Host for Core {
-    fn id(&self) -> CoreId {
-        Core::id(self)
-    }
-
-    fn cores(&self) -> usize {
-        Core::cores(self)
-    }
-
-    fn config(&self) -> &Config {
-        &self.config
-    }
-
-    fn metrics(&self) -> &CoreMetrics {
-        &self.metrics
-    }
-
     fn connections(&self) -> &Rc<Connections> {
         &self.connections
     }
@@ -282,10 +269,6 @@ impl connection::Host for Core {
 
     fn connection_log(&self) -> &LogLimit {
         &self.connection_log
-    }
-
-    fn stopping(&self) -> &Flag {
-        &self.lifecycle.stopping
     }
 
     fn beside(&self) -> &Line {
@@ -464,10 +447,6 @@ impl Topics for Shown<'_> {
 }
 
 impl Host for Core {
-    fn id(&self) -> CoreId {
-        Core::id(self)
-    }
-
     fn coordinators(&self) -> &Coordinators {
         &self.coordinators
     }

@@ -210,7 +210,7 @@ notices! { Core:
     }
 }
 
-/// What owners of partitions and gathering cores tell each other about fetches.
+/// Owners of partitions and gathering cores tell each other about fetches.
 impl Core {
     /// Tells the core that gathers a fetch how many bytes this one has for it.
     pub fn tell_fetch_has(self: &Rc<Self>, to: CoreId, id: FetchId, bytes: usize) {

@@ -98,7 +98,7 @@ pub struct Leadership {
     pub epoch: LeaderEpoch,
 }
 
-/// What a core calls when a request comes in. The handlers know the core, and not the other way round.
+/// The functions that a core calls when a request comes in. The handlers know the core. The core knows only these.
 #[derive(Clone, Copy)]
 pub struct Entries {
     /// Starts a request of a client.
@@ -303,20 +303,6 @@ impl Core {
         self.partitions.borrow().values().filter(|partition| are(partition)).cloned().collect()
     }
 
-    /// Calls `each` for each of this core's partitions, and yields after each `PARTITIONS_A_TURN` of them.
-    pub async fn for_partitions_in_turns(&self, mut each: impl FnMut(&Rc<Partition>)) {
-        let mut turns = runtime::Turns::begin();
-        let mut next = GroupId(0);
-        loop {
-            let turn: Vec<_> =
-                self.partitions.borrow().range(next..).take(PARTITIONS_A_TURN).map(|(_, one)| one.clone()).collect();
-            let Some(last) = turn.last() else { return };
-            next = GroupId(last.group().0 + 1);
-            turn.iter().for_each(&mut each);
-            turns.give_way().await;
-        }
-    }
-
     pub fn partition(&self, group: GroupId) -> Option<Rc<Partition>> {
         self.partitions.borrow().get(&group).cloned()
     }
@@ -451,9 +437,6 @@ impl Core {
 const COLD_READS: usize = 8;
 /// Lookups of timestamps at a time. Each may read a batch from the disk.
 const LOOKUPS: usize = 8;
-
-/// Partitions to look at before the task yields.
-const PARTITIONS_A_TURN: usize = 64;
 
 /// The stages of a core's life that tasks wait for.
 #[derive(Default)]

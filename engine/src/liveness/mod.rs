@@ -24,7 +24,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use types::{CoreId, GroupId, META_CORE, Term, core_of};
+use types::{GroupId, META_CORE, Term, core_of};
 
 /// One unit of the groups' timers, and the interval between beats.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -49,9 +49,6 @@ const EARLY_BYTES_MAX: usize = 4096;
 
 /// A core, as the timers of its groups see it.
 pub trait Host: host::Host {
-    fn id(&self) -> CoreId;
-    /// The number of this broker's cores.
-    fn cores(&self) -> usize;
     fn groups(&self) -> &Groups;
     /// The number of cores of a broker, by the metadata.
     fn cores_of(&self, node: i32) -> Option<u16>;

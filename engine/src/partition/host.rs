@@ -1,4 +1,4 @@
-//! What a partition asks of the core that it lives on. It knows nothing else of it.
+//! The host of a partition: the core that it lives on. A partition knows nothing else of its core.
 //! Lives on: the owning core only.
 //!
 //! The broker's core is one host. A test may be another, with a store of its own and no other brokers.
@@ -9,13 +9,12 @@ use super::{
     producers::share::ProducersShare,
     replica::{ReadyLoop, Replicated},
 };
-use crate::{config::Config, host::disk::Store, log_limit::LogLimit, metrics::CoreMetrics, pace::Pace};
+use crate::{host::disk::Store, log_limit::LogLimit, on_core::OnCore, pace::Pace};
 use consensus::{
     group::{Unfit, Unreadable},
     wire::PeerMessage,
 };
 use net::peer::Lane;
-use runtime::sync::Flag;
 use std::{rc::Rc, time::Duration};
 use types::GroupId;
 
@@ -25,12 +24,8 @@ const PRODUCERS_A_TURN: usize = 4096;
 const PARTITION_IN_PRODUCERS: usize = 64;
 
 /// The parts of a core that its partitions share.
-pub trait Parts: Sized + 'static {
-    /// The node id of this broker.
-    fn node(&self) -> i32;
-    fn config(&self) -> &Config;
+pub trait Parts: OnCore {
     fn store(&self) -> &Store;
-    fn metrics(&self) -> &CoreMetrics;
     fn ready_loop(&self) -> &ReadyLoop<Self>;
     fn admission(&self) -> &Admission;
     /// Grants turns to read for lagging replicas.
@@ -38,8 +33,6 @@ pub trait Parts: Sized + 'static {
     fn producers_share(&self) -> &ProducersShare;
     /// Limits the lines that reads and other replicas can cause.
     fn partition_log(&self) -> &Rc<LogLimit>;
-    /// Set once the broker stops.
-    fn stopping(&self) -> &Flag;
     fn partition(&self, group: GroupId) -> Option<Rc<Partition>>;
     /// The first partition with this group id or a larger one.
     fn partition_from(&self, group: GroupId) -> Option<Rc<Partition>>;
@@ -80,7 +73,7 @@ pub trait Way {
     fn refused(&self, group: GroupId, from: u64, unfit: &Unfit);
 }
 
-/// What a core does when something happens to one of its replicas.
+/// A core hears of what happens to its replicas.
 pub trait Events<H> {
     /// The node that leads a partition, as far as this broker knows.
     fn leader_of(&self, group: GroupId) -> Option<i32>;

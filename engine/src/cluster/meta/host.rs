@@ -1,4 +1,4 @@
-//! What the metadata asks of the core that it runs on, and of the others.
+//! The host of the metadata: the core that it runs on, and its way to the other cores.
 
 use super::{CommandResult, Mark, Meta, SliceWork, SubmitError, Submitting};
 use crate::{
@@ -39,7 +39,7 @@ pub trait Host: liveness::Host + Asks + Tells {
     fn metadata_acks(&self) -> Acks;
     /// The largest batch that this core's ring and the frames between brokers can take.
     fn largest_taken(&self) -> u64;
-    /// What the store recovered of a group that nobody has claimed yet.
+    /// Takes the log that the store recovered of a group, unless it was taken before.
     fn take_recovered(&self, group: GroupId) -> Option<RecoveredGroup>;
     /// Applies published deltas to this core's view, and to its partitions.
     fn show(self: &Rc<Self>, deltas: &[(RaftIndex, Vec<Delta>)]);
@@ -67,7 +67,7 @@ pub trait Asks {
     fn ask_largest_taken(self: &Rc<Self>, of: CoreId) -> impl Future<Output = u64>;
 }
 
-/// What core 0 tells the cores. Each gets it in this order.
+/// Core 0 tells the cores. Each core hears it in the order of these calls.
 pub trait Tells {
     /// A core's slices and the whole view, as of an index.
     fn tell_install(self: &Rc<Self>, to: CoreId, index: RaftIndex, slices: Vec<Slice>, image: Arc<[Delta]>);

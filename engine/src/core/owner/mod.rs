@@ -1,4 +1,4 @@
-//! What a core does with its partitions for requests, which may have come to another core.
+//! A core works on its partitions for requests, which may have come to another core.
 //! Lives on: the core that owns the partitions.
 //!
 //! | module | contents |

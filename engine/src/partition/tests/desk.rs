@@ -8,6 +8,7 @@ use crate::{
     host::disk::{Disk, Store},
     log_limit::LogLimit,
     metrics::CoreMetrics,
+    on_core::OnCore,
     pace::Pace,
     partition::{
         Committed, Led, Partition, PartitionError, TopicPartition,
@@ -34,7 +35,7 @@ use std::{
     task::{Context, Poll, Waker},
     time::Duration,
 };
-use types::{GroupId, Position, RaftIndex, Term};
+use types::{CoreId, GroupId, Position, RaftIndex, Term};
 use wal::{
     disk::{Disk as _, sim::SimDisk},
     ring::RingConfig,
@@ -209,7 +210,15 @@ pub fn exchange(machines: &mut [Machine], passes: impl Fn(i32, i32) -> bool) {
     panic!("they never stop talking");
 }
 
-impl Parts for Desk {
+impl OnCore for Desk {
+    fn id(&self) -> CoreId {
+        CoreId(0)
+    }
+
+    fn cores(&self) -> usize {
+        1
+    }
+
     fn node(&self) -> i32 {
         self.node
     }
@@ -218,12 +227,18 @@ impl Parts for Desk {
         &self.config
     }
 
-    fn store(&self) -> &Store {
-        &self.store
-    }
-
     fn metrics(&self) -> &CoreMetrics {
         &self.metrics
+    }
+
+    fn stopping(&self) -> &Flag {
+        &self.stopping
+    }
+}
+
+impl Parts for Desk {
+    fn store(&self) -> &Store {
+        &self.store
     }
 
     fn ready_loop(&self) -> &ReadyLoop<Self> {
@@ -244,10 +259,6 @@ impl Parts for Desk {
 
     fn partition_log(&self) -> &Rc<LogLimit> {
         &self.partition_log
-    }
-
-    fn stopping(&self) -> &Flag {
-        &self.stopping
     }
 
     fn partition(&self, group: GroupId) -> Option<Rc<Partition>> {
