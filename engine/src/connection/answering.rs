@@ -27,10 +27,6 @@ const UNSENT_BYTES_MAX: usize = 256 << 10;
 /// before something is sent. Kafka closes at once.
 pub const HALF_CLOSED_MAX: Duration = Duration::from_secs(5);
 
-/// How long a produce request goes on whose connection has ended. Its batches are appended by then, unless they wait
-/// for room. Nobody learns what becomes of them, and they hold memory that others need.
-const UNREAD_PRODUCE_MAX: Duration = Duration::from_secs(5);
-
 /// Most connections of a core that end while their requests go on. Further ones stay open until their requests end.
 const ENDED_EARLY_MAX: usize = 1024;
 
@@ -49,7 +45,8 @@ impl Orphan {
     fn of(api: ApiKey) -> Self {
         match api {
             api if reads_records(api) || waits_for_members(api) => Self::Dropped,
-            api if api.only_reads() => Self::DroppedAtEnd,
+            // Batches that have room are in the log as soon as they are checked. The rest would take room from others.
+            api if api.only_reads() || api == ApiKey::Produce => Self::DroppedAtEnd,
             _ => Self::GoesOn,
         }
     }
@@ -170,13 +167,10 @@ fn end_early(core: &Rc<impl Host>, connection: &Connection, request: InFlight) {
     requests.append(&mut connection.answers.borrow_mut());
     connection.in_flight.set(0);
     connection.answered.notify();
-    let (going_on, until) = (GoingOn::of(core.connections()), clock::now() + UNREAD_PRODUCE_MAX);
+    let going_on = GoingOn::of(core.connections());
     runtime::spawn(async move {
         for InFlight { header, answer, memory: _held } in requests {
             match Orphan::of(header.api) {
-                Orphan::GoesOn if header.api == ApiKey::Produce => {
-                    drop(race(answer, runtime::sleep(until.saturating_sub(clock::now()))).await);
-                }
                 Orphan::GoesOn => drop(answer.await),
                 Orphan::Dropped | Orphan::DroppedAtEnd => drop(answer),
             }
@@ -237,5 +231,29 @@ fn poll_once(answer: &mut Pending) -> Option<Reply> {
     match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(reply) => Some(reply),
         Poll::Pending => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_becomes_of_a_request_without_its_client_depends_on_what_it_does() {
+        use Orphan::{Dropped, DroppedAtEnd, GoesOn};
+        let expected = [
+            (ApiKey::Fetch, Dropped),
+            (ApiKey::ListOffsets, Dropped),
+            (ApiKey::JoinGroup, Dropped),
+            (ApiKey::SyncGroup, Dropped),
+            (ApiKey::Metadata, DroppedAtEnd),
+            (ApiKey::Produce, DroppedAtEnd),
+            (ApiKey::OffsetCommit, GoesOn),
+            (ApiKey::CreateTopics, GoesOn),
+            (ApiKey::DeleteTopics, GoesOn),
+        ];
+        for (api, fate) in expected {
+            assert!(Orphan::of(api) == fate, "{api:?}");
+        }
     }
 }

@@ -11,7 +11,8 @@
 //!
 //! If a client has closed its sending side, its reads of records (fetches) and its waits for the members of a group are
 //! dropped. The client may still read its other answers, for [`HALF_CLOSED_MAX`]. Then, or once nothing can be
-//! sent any more, the connection ends: requests that only read are dropped, and those that write go on without it.
+//! sent any more, the connection ends. Requests that only read are dropped, and so are batches that still wait for
+//! room. Other requests go on without it.
 
 mod answering;
 mod aside;
@@ -164,6 +165,32 @@ struct Activity {
 }
 
 impl Connection {
+    fn new(peer: SocketAddr, handle: ConnHandle, ended: Rc<Flag>) -> Self {
+        let now = Instant::now();
+        Self {
+            peer,
+            closing: Notify::default(),
+            ended,
+            client: Rc::new(Client::new(peer, Some(handle.clone()))),
+            handle,
+            is_working: Cell::new(false),
+            awaits_memory: Cell::new(false),
+            activity: Activity { moved_bytes: Cell::new(0), at: Cell::new(now) },
+            receiving: Cell::new(0),
+            receives_over: Cell::new(false),
+            received: Motion::new(now),
+            sent: Motion::new(now),
+            in_flight: Cell::new(0),
+            answers: RefCell::default(),
+            started: Notify::default(),
+            answered: Notify::default(),
+            read_to_end: Cell::new(false),
+            quit: Flag::default(),
+            half_closed_until: Cell::default(),
+            gone: Flag::default(),
+        }
+    }
+
     /// Publishes the reservation of a frame that the client has yet to complete.
     fn receives(&self, reserved: Option<&Reservation>) {
         self.receiving.set(reserved.map_or(0, Reservation::bytes));
@@ -332,29 +359,7 @@ async fn serve(core: &Rc<impl Host>, accepted: Accepted, ended: &Rc<Flag>) {
         Ok(halves) => halves,
         Err(error) => return closed(core, peer, &error.to_string()),
     };
-    let now = Instant::now();
-    let connection = Rc::new(Connection {
-        peer,
-        closing: Notify::default(),
-        ended: ended.clone(),
-        handle: reader.handle(),
-        client: Rc::new(Client::new(peer, Some(reader.handle()))),
-        is_working: Cell::new(false),
-        awaits_memory: Cell::new(false),
-        activity: Activity { moved_bytes: Cell::new(0), at: Cell::new(now) },
-        receiving: Cell::new(0),
-        receives_over: Cell::new(false),
-        received: Motion::new(now),
-        sent: Motion::new(now),
-        in_flight: Cell::new(0),
-        answers: RefCell::default(),
-        started: Notify::default(),
-        answered: Notify::default(),
-        read_to_end: Cell::new(false),
-        quit: Flag::default(),
-        half_closed_until: Cell::default(),
-        gone: Flag::default(),
-    });
+    let connection = Rc::new(Connection::new(peer, reader.handle(), ended.clone()));
     let key = core.connections().open.borrow_mut().insert(connection.clone());
     core.metrics().connections_open.set(core.connections().len() as u64);
     let silent = core.connections().silent.insert(core, &connection);

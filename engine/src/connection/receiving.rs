@@ -1,8 +1,9 @@
 //! Receives a connection's frames, as far as the connection may have further requests and there is memory for them.
 //!
 //! While a connection waits for either, it is not read, so the end of its stream does not show. The kernel is asked
-//! for it every [`ASK_EVERY`]. The wait ends if the client is gone, or [`HALF_CLOSED_MAX`] after the client has closed
-//! its sending side.
+//! for it every [`ASK_EVERY`], and when the wait is over. A client that was killed may have left megabytes in the
+//! kernel's buffers, which show it as alive until an answer is sent to it. What is left then is not read. The wait also
+//! ends [`HALF_CLOSED_MAX`] after the client has closed its sending side.
 //!
 //! [`HALF_CLOSED_MAX`]: super::answering::HALF_CLOSED_MAX
 
@@ -14,7 +15,7 @@ use net::{
     transport::conn::{ConnError, FrameReader, PeerEnd},
 };
 use runtime::sync::{Either, race};
-use std::{rc::Rc, time::Duration};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 /// Requests of one connection that are started and not answered. librdkafka's idempotent producers keep 5.
 pub const IN_FLIGHT_MAX: usize = 64;
@@ -157,10 +158,25 @@ async fn room(core: &Rc<impl Host>, connection: &Connection) {
 
 /// The result of a wait during which the connection is not read. `None`: its client did not stay.
 async fn while_client_stays<T>(connection: &Connection, wait: impl Future<Output = T>) -> Option<T> {
-    match race(wait, client_leaves(connection)).await {
+    let waits = Cell::new(false);
+    let leaves = async {
+        waits.set(true);
+        client_leaves(connection).await;
+    };
+    match race(wait, leaves).await {
+        Either::First(_) if waits.get() && is_gone(connection) => None,
         Either::First(done) => Some(done),
         Either::Second(()) => None,
     }
+}
+
+/// Asks the kernel whether the client can still be answered, and ends the connection otherwise.
+fn is_gone(connection: &Connection) -> bool {
+    let is_gone = connection.handle.peer_end() == PeerEnd::Gone;
+    if is_gone {
+        connection.cut();
+    }
+    is_gone
 }
 
 /// Resolves once the client is gone, or has closed its sending side and has had its time.
@@ -175,4 +191,61 @@ async fn client_leaves(connection: &Connection) {
         }
     }
     half_closed(connection).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use net::transport::{conn, listen::Accepted};
+    use runtime::sync::{Flag, both};
+    use std::net::{TcpListener, TcpStream};
+
+    /// A connection and its client.
+    fn connected() -> (Connection, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, peer) = listener.accept().unwrap();
+        let (reader, _) = conn::open(Accepted::new(stream, peer).unwrap(), 1 << 20).unwrap();
+        (Connection::new(peer, reader.handle(), Rc::default()), client)
+    }
+
+    /// Without lingering, closing resets the connection, as when an answer reaches a client that was killed.
+    fn reset(client: TcpStream) {
+        socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(client);
+    }
+
+    /// The result of a wait for room, before whose end something happens.
+    async fn wait(connection: &Connection, meanwhile: impl FnOnce()) -> Option<()> {
+        let (room, mut result) = (Flag::default(), None);
+        let waits = async { result = while_client_stays(connection, room.wait()).await };
+        let comes = async {
+            runtime::yield_now().await;
+            meanwhile();
+            room.set();
+        };
+        both(waits, comes).await;
+        result
+    }
+
+    #[test]
+    fn what_a_client_left_behind_is_not_read_once_there_is_room_for_it() {
+        runtime::block_on(async {
+            let (connection, client) = connected();
+            assert_eq!(wait(&connection, || {}).await, Some(()));
+            assert!(!connection.gone.is_set());
+            assert_eq!(wait(&connection, || reset(client)).await, None);
+            assert!(connection.gone.is_set());
+        });
+    }
+
+    #[test]
+    fn a_client_that_only_closed_its_sending_side_gets_room() {
+        runtime::block_on(async {
+            let (connection, client) = connected();
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+            assert_eq!(wait(&connection, || {}).await, Some(()));
+            assert!(!connection.gone.is_set());
+        });
+    }
 }

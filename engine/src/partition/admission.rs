@@ -1,5 +1,5 @@
 //! Admission: appends wait here, before they are proposed, while their partition has many uncommitted bytes
-//! (`Partition::room`) or the ring has only its reserve left.
+//! (`Partition::room`), the ring has only its reserve left, or many of this core's appends wait to be written to it.
 //! Lives on: every core, one each, before that core's ring.
 //!
 //! A proposal can't be rejected once it is taken, so the limits act before it. An append that waits for its
@@ -12,6 +12,10 @@
 //! resends them. They leave the room that the first append in turn needs ([`Admission::claimed`]). Otherwise many
 //! small entries would take the room as it is freed, and a large batch would never fit.
 //!
+//! The ring writes what it is given in that order. If appends were staged as fast as they come, other leaders'
+//! entries would wait behind all of them, and these leaders for this broker. So an append waits here, and not in the
+//! ring, while [`UNWRITTEN_MAX`] bytes of earlier ones are not written.
+//!
 //! Group requests are small beside batches, and most need not wait for one that is large. They [pass](Admission::pass)
 //! the append whose turn it is, but all of them together take no more room than it needs. The others join the line.
 //!
@@ -21,14 +25,27 @@
 
 use super::Partition;
 use crate::host::disk::Store;
-use runtime::sync::lines::{Lines, Spot};
-use std::{cell::Cell, rc::Rc};
+use runtime::sync::{
+    Notify,
+    lines::{Lines, Spot},
+    race,
+};
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    rc::Rc,
+};
 use types::GroupId;
-use wal::store::Admission as Room;
+use wal::{record::LogPos, store::Admission as Room};
+
+/// Most bytes of this core's appends that are staged and not written. One append may exceed it. The ring writes up to
+/// 1 MiB at once: while one write is in flight, the next ones gather.
+const UNWRITTEN_MAX: usize = 4 << 20;
 
 pub struct Admission {
     lines: Lines<GroupId>,
     claim: Rc<Claim>,
+    unwritten: Rc<Unwritten>,
     /// The partitions that this core leads and that are ahead of their replicas. See `partition::pacing`.
     ahead: Cell<usize>,
     /// Bytes that they may be ahead together.
@@ -40,6 +57,17 @@ pub struct Turn {
     spot: Spot<GroupId>,
     bytes: usize,
     claim: Rc<Claim>,
+    unwritten: Rc<Unwritten>,
+}
+
+/// This core's appends that are staged and not written.
+#[derive(Default)]
+struct Unwritten {
+    /// The end of each in the ring, and its bytes.
+    appends: RefCell<VecDeque<(LogPos, usize)>>,
+    bytes: Cell<usize>,
+    /// Notified when some were written.
+    fewer: Notify,
 }
 
 /// The room that the append in turn waits for. There is at most one claim, since only one append has its turn.
@@ -53,6 +81,25 @@ struct Claim {
 
 /// Claims room while it lives.
 struct Claiming<'a>(&'a Claim);
+
+impl Unwritten {
+    fn has_room(&self, bytes: usize) -> bool {
+        self.bytes.get() == 0 || self.bytes.get() + bytes <= UNWRITTEN_MAX
+    }
+
+    fn staged(&self, end: LogPos, bytes: usize) {
+        self.appends.borrow_mut().push_back((end, bytes));
+        self.bytes.update(|sum| sum + bytes);
+    }
+
+    fn written(&self, durable: LogPos) {
+        let mut appends = self.appends.borrow_mut();
+        while let Some((_, bytes)) = appends.pop_front_if(|(end, _)| *end <= durable) {
+            self.bytes.update(|sum| sum - bytes);
+        }
+        self.fewer.notify();
+    }
+}
 
 impl Claim {
     fn begin(&self, bytes: usize) -> Claiming<'_> {
@@ -87,11 +134,14 @@ impl Turn {
         self.spot.first_of_key().await;
     }
 
-    /// Waits until it is this append's turn and the ring has room for it. If the ring has failed, or the entry can
-    /// never fit, it is admitted too, and the append then returns the error. The caller appends before it awaits
-    /// anything else, and then drops the turn.
+    /// Waits until it is this append's turn, earlier ones are written, and the ring has room for it. If the ring has
+    /// failed, or the entry can never fit, it is admitted too, and the append then returns the error. The caller
+    /// appends before it awaits anything else, and then drops the turn.
     pub async fn come(&mut self, store: &Store) {
         self.spot.turn().await;
+        while !self.unwritten.has_room(self.bytes) && store.poisoned().is_none() {
+            race(self.unwritten.fewer.next(), store.space_freed()).await;
+        }
         let _claiming = self.claim.begin(self.bytes);
         while store.admit(self.bytes) == Room::Wait {
             store.space_freed().await;
@@ -109,7 +159,23 @@ impl Admission {
     /// `cache_bytes`: the newest records that this core keeps in memory.
     pub fn new(cache_bytes: u64) -> Self {
         let ahead_bytes = cache_bytes as usize / AHEAD_PART;
-        Self { lines: Lines::default(), claim: Rc::default(), ahead: Cell::new(0), ahead_bytes }
+        Self {
+            lines: Lines::default(),
+            claim: Rc::default(),
+            unwritten: Rc::default(),
+            ahead: Cell::new(0),
+            ahead_bytes,
+        }
+    }
+
+    /// An append of `bytes` was staged, up to `end` in the ring.
+    pub(super) fn staged(&self, end: LogPos, bytes: usize) {
+        self.unwritten.staged(end, bytes);
+    }
+
+    /// The ring is written up to `durable`.
+    pub(super) fn written(&self, durable: LogPos) {
+        self.unwritten.written(durable);
     }
 
     /// A partition was ahead of its replicas before or not, and is now or not.
@@ -124,6 +190,7 @@ impl Admission {
 
     /// `None`: append now. Otherwise await the turn. `has_room`: whether the partition takes more uncommitted bytes.
     pub fn enter(&self, store: &Store, group: GroupId, bytes: usize, has_room: bool) -> Option<Turn> {
+        let has_room = has_room && self.unwritten.has_room(bytes);
         if has_room && self.lines.is_free(group) && store.admit(bytes) != Room::Wait {
             return None;
         }
@@ -140,7 +207,8 @@ impl Admission {
     }
 
     fn join(&self, group: GroupId, bytes: usize) -> Turn {
-        Turn { spot: self.lines.join(group), bytes, claim: self.claim.clone() }
+        let (claim, unwritten) = (self.claim.clone(), self.unwritten.clone());
+        Turn { spot: self.lines.join(group), bytes, claim, unwritten }
     }
 
     /// The number of appends that wait.
@@ -168,5 +236,21 @@ mod tests {
             assert_eq!(passes([70, 70, 30, 1]), [true, false, true, false]);
         }
         assert_eq!(passes([70, 70, 70, 1000]), [true; 4], "no append waits any more");
+    }
+
+    #[test]
+    fn appends_wait_while_many_bytes_are_not_written() {
+        let unwritten = Unwritten::default();
+        assert!(unwritten.has_room(UNWRITTEN_MAX + 1), "any append may go alone");
+        unwritten.staged(LogPos(10), UNWRITTEN_MAX - 100);
+        unwritten.staged(LogPos(20), 60);
+        assert!(unwritten.has_room(40) && !unwritten.has_room(41));
+        unwritten.written(LogPos(9));
+        assert!(!unwritten.has_room(41));
+        unwritten.written(LogPos(10));
+        assert!(unwritten.has_room(UNWRITTEN_MAX - 60) && !unwritten.has_room(UNWRITTEN_MAX - 59));
+        unwritten.written(LogPos(99));
+        assert_eq!((unwritten.bytes.get(), unwritten.appends.borrow().len()), (0, 0));
+        assert!(unwritten.has_room(UNWRITTEN_MAX + 1));
     }
 }

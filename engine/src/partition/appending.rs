@@ -149,6 +149,7 @@ impl Partition {
         drop(state);
         self.stir(core);
         ready::stage(core, &**self);
+        core.admission().staged(core.store().staged(), descriptor.bytes as usize);
         Ok(answer)
     }
 

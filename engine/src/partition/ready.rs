@@ -94,6 +94,7 @@ async fn follow_durable(core: Rc<impl Host>) {
 pub(super) fn turn(core: &Rc<impl Host>) -> Result<(), AppendError> {
     let ready_loop = core.ready_loop();
     let durable = core.store().durable();
+    core.admission().written(durable);
     let mut oldest: Option<Instant> = None;
     for _ in 0..GROUPS_A_TURN {
         let done = ready_loop.persisting.borrow_mut().pop_front_if(|next| next.position <= durable);

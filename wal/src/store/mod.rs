@@ -183,6 +183,11 @@ impl<D: Disk> Store<D> {
         self.shared.journal.durable()
     }
 
+    /// The end of what was staged. Nothing staged later begins below it.
+    pub fn staged(&self) -> LogPos {
+        self.shared.journal.staged()
+    }
+
     /// Waits until [`Store::durable`] is above `past`, then returns it.
     pub async fn durable_past(&self, past: LogPos) -> Result<LogPos, Poisoned> {
         self.shared.journal.durable_past(past).await
