@@ -377,24 +377,31 @@ fn consumers_that_are_killed_in_a_rebalance_leave_their_places_to_others_at_once
     assert_eq!(client.call(sync).expect("answered").error_code, 0);
 }
 
-/// Produce requests that wait for room on a full disk, for longer than their clients live.
+/// Requests that wait for room on a full disk, for longer than their clients live: batches end with their connections,
+/// and commits go on.
 #[test]
-fn requests_that_write_go_on_without_their_connections() {
+fn requests_that_write_go_on_without_their_connections_but_for_batches() {
     /// As many connections of a core may end before their requests.
     const ENDED_EARLY_MAX: usize = 1024;
     const MORE: usize = 16;
     engine::host::limits::raise_open_files().expect("the limit can be raised");
-    let mut broker = Broker::new(&["--cores", "0", "--set", "wal.ring.bytes=33554432"]);
+    let settings = ["wal.ring.bytes=33554432", "offsets.commit.timeout.ms=600000", "offsets.topic.num.partitions=1"];
+    let mut flags = vec!["--cores", "0"];
+    settings.iter().for_each(|setting| flags.extend(["--set", setting]));
+    let mut broker = Broker::new(&flags);
     if let Err(why) = broker.put_on_small_disk(128 << 20) {
         return not_tested(&why);
     }
     broker.begin();
     let mut client = wire::connect(&broker);
     assert_eq!(wire::create_topic(&mut client, "orphaned", 1, 1, &[]).error_code, 0);
+    wire::await_coordinator(&mut client, "first");
+    assert_eq!(wire::commit(&mut client, "first", "orphaned", 0), Ok(()));
     broker.small_disk().expect("mounted").fill();
-    // Fills the ring, first with large batches, then with such as the crowd sends.
+    // Fills the ring, so that even a commit finds no room.
     let mut stored = 0;
-    let [_, small] = [900_000, 20_000].map(|size| wire::batch(&[&vec![b'v'; size][..]])).map(|records| {
+    let requests = [900_000, 20_000, 1].map(|size| {
+        let records = wire::batch(&[&vec![b'v'; size][..]]);
         let mut request = wire::produce_request("orphaned", 0, -1, records);
         request.timeout_ms = 1_000;
         while client.produce(request.clone()).expect("answered").responses[0].partition_responses[0].error_code == 0 {
@@ -402,21 +409,34 @@ fn requests_that_write_go_on_without_their_connections() {
         }
         ProduceRequest { timeout_ms: FOR_GOOD_MS, ..request }
     });
-    let crowd = (0..ENDED_EARLY_MAX + MORE).map(|_| {
-        let mut waiting = wire::connect(&broker);
-        send(&mut waiting, ApiKey::Produce, small.clone().into());
-        waiting
-    });
-    let crowd: Vec<Client> = crowd.collect();
-    let count = crowd.len() as f64;
-    until(&broker, "millrace_admission_waiting", |waiting| waiting == count);
-    drop(crowd);
+    let waiting = |count: usize, api: ApiKey, request: &dyn Fn(usize) -> Request| -> Vec<Client> {
+        let crowd = (0..count).map(|n| {
+            let mut waiting = wire::connect(&broker);
+            send(&mut waiting, api, request(n));
+            waiting
+        });
+        let crowd = crowd.collect();
+        until(&broker, "millrace_admission_waiting", |waiting| waiting == count as f64);
+        crowd
+    };
+
+    drop(waiting(MORE, ApiKey::Produce, &|n| requests[n % 3].clone().into()));
+    until(&broker, "millrace_admission_waiting", |waiting| waiting == 0.0);
+    until(&broker, "millrace_connections_open", |open| open == 1.0);
+
+    let groups: Vec<String> = (0..ENDED_EARLY_MAX + MORE).map(|n| format!("group-{n}")).collect();
+    let commit = |n: usize| -> Request { wire::committing(&groups[n], "orphaned", n as i64).into() };
+    drop(waiting(groups.len(), ApiKey::OffsetCommit, &commit));
     until(&broker, "millrace_connections_open", |open| open == MORE as f64 + 1.0);
-    assert_eq!(broker.metric("millrace_admission_waiting"), count);
+    assert_eq!(broker.metric("millrace_admission_waiting"), groups.len() as f64);
+
     broker.small_disk().expect("mounted").make_room();
     until(&broker, "millrace_connections_open", |open| open == 1.0);
     until(&broker, "millrace_admission_waiting", |waiting| waiting == 0.0);
-    assert_eq!(wire::produce(&mut client, "orphaned", 0, wire::batch(&[b"last"])).base_offset, stored + count as i64);
+    for (n, group) in groups.iter().enumerate() {
+        assert_eq!(wire::committed(&mut client, group, "orphaned"), n as i64, "{group}");
+    }
+    assert_eq!(wire::produce(&mut client, "orphaned", 0, wire::batch(&[b"last"])).base_offset, stored);
     broker.stop();
 }
 

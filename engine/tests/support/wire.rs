@@ -14,12 +14,13 @@ use net::messages::join_group_request::JoinGroupRequestProtocol;
 use net::messages::metadata_request::MetadataRequestTopic;
 use net::messages::metadata_response::{MetadataResponsePartition, MetadataResponseTopic};
 use net::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
+use net::messages::offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics};
 use net::messages::produce_response::PartitionProduceResponse;
 use net::messages::sync_group_request::SyncGroupRequestAssignment;
 use net::messages::{
     CreateTopicsRequest, FetchResponse, FindCoordinatorRequest, GroupId, IncrementalAlterConfigsRequest,
-    JoinGroupRequest, JoinGroupResponse, MetadataRequest, MetadataResponse, OffsetCommitRequest, SyncGroupRequest,
-    TopicName,
+    JoinGroupRequest, JoinGroupResponse, MetadataRequest, MetadataResponse, OffsetCommitRequest, OffsetFetchRequest,
+    SyncGroupRequest, TopicName,
 };
 use net::records::build::BatchBuilder;
 
@@ -144,17 +145,30 @@ pub fn await_coordinator(client: &mut Client, group: &str) {
     });
 }
 
-/// Commits an offset of partition 0 for a group without members.
-pub fn commit(client: &mut Client, group: &str, topic: &str, offset: i64) -> Result<(), ErrorCode> {
+/// A commit of an offset of partition 0 for a group without members.
+pub fn committing(group: &str, topic: &str, offset: i64) -> OffsetCommitRequest {
     let partition =
         OffsetCommitRequestPartition::default().with_committed_offset(offset).with_committed_metadata(Some(text("")));
     let topic = OffsetCommitRequestTopic::default().with_name(topic_name(topic)).with_partitions(vec![partition]);
-    let request = OffsetCommitRequest::default()
+    OffsetCommitRequest::default()
         .with_group_id(GroupId(text(group)))
         .with_generation_id_or_member_epoch(-1)
-        .with_topics(vec![topic]);
-    let answer = client.call(request).expect("OffsetCommit is answered");
+        .with_topics(vec![topic])
+}
+
+pub fn commit(client: &mut Client, group: &str, topic: &str, offset: i64) -> Result<(), ErrorCode> {
+    let answer = client.call(committing(group, topic, offset)).expect("OffsetCommit is answered");
     errors::check(answer.topics[0].partitions[0].error_code)
+}
+
+/// The group's offset of partition 0; -1 if there is none.
+pub fn committed(client: &mut Client, group: &str, topic: &str) -> i64 {
+    let topics = OffsetFetchRequestTopics::default().with_name(topic_name(topic)).with_partition_indexes(vec![0]);
+    let group = OffsetFetchRequestGroup::default().with_group_id(GroupId(text(group))).with_topics(Some(vec![topics]));
+    let answer = client.call(OffsetFetchRequest::default().with_groups(vec![group])).expect("OffsetFetch is answered");
+    let group = &answer.groups[0];
+    assert_eq!(errors::check(group.error_code), Ok(()));
+    group.topics[0].partitions[0].committed_offset
 }
 
 /// Longer than a test waits for anything.

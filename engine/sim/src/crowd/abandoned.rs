@@ -363,6 +363,30 @@ fn a_disk_that_stalls_for_longer_than_clients_wait_leaves_nobody_in_a_queue() {
     assert!(queues(&core).iter().all(|(_, length)| *length == 0), "{:?}", queues(&core));
 }
 
+/// While the disk stalls, a core stages few of its own appends, so that others' entries need not wait behind them.
+#[test]
+fn appends_wait_before_the_ring_and_not_in_it() {
+    const APPENDS: i32 = 40;
+    let calm = Calm::new(9, 1);
+    let node = &calm.nodes[0];
+    let core = node.core().expect("it runs");
+    let stalls_until = calm.world.time() + Duration::from_secs(5);
+    node.ail(Ailment { stalls_until, ..Ailment::default() });
+    let batch = |at| {
+        let target = Target { partition: at % PARTITIONS, ..target() };
+        (requests::produce(&calm.world, &target, Codec::None, 200_000, MINUTE_MS), 9)
+    };
+    let appends: Vec<_> = (0..APPENDS).map(|at| calm.start(node, vec![batch(at)])).collect();
+    calm.until(|| waiting(&core, "room in the ring") > 0);
+    calm.pass(Duration::from_secs(1));
+    let staged = core.store.staged().0 - core.store.durable().0;
+    assert!((3 << 20..5 << 20).contains(&staged), "{staged} bytes");
+    calm.until(|| appends.iter().all(|answers| answers.borrow().is_some()));
+    assert!(calm.world.time() >= stalls_until);
+    assert!(appends.iter().all(|answers| outcome(answers) == Ok(())));
+    assert_eq!(waiting(&core, "room in the ring"), 0);
+}
+
 /// A timeout of 24 days holds memory and places no longer than any other.
 #[test]
 fn requests_end_however_long_their_clients_would_wait() {
