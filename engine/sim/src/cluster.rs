@@ -273,17 +273,10 @@ impl Cluster {
                     self.summary.borrow_mut().killed += 1;
                 }
             }
-            18..34 => {
-                if self.take_down(world, &node, away, |node, world| node.lose_power(world)) {
-                    self.summary.borrow_mut().power_lost += 1;
-                }
-            }
+            18..34 => self.cut_power(world, &node, away),
             34..38 => {
                 for node in self.nodes.clone() {
-                    let away = world.draw(ms(10)..ms(2_000));
-                    if self.take_down(world, &node, away, |node, world| node.lose_power(world)) {
-                        self.summary.borrow_mut().power_lost += 1;
-                    }
+                    self.cut_power(world, &node, world.draw(ms(10)..ms(2_000)));
                 }
             }
             38..50 => {
@@ -292,57 +285,76 @@ impl Cluster {
                     self.stop_and_start(world, node);
                 }
             }
-            50..64 => {
-                if !node.down.get() && !world.is_stopped(node.process) {
-                    self.summary.borrow_mut().paused += 1;
-                    world.stop(node.process, true);
-                    if world.chance(0.2) {
-                        world.jump(node.process, away);
-                        self.summary.borrow_mut().jumped += 1;
-                    }
-                    world.after(away, move || exec::world().stop(node.process, false));
-                }
-            }
-            64..84 => {
-                self.summary.borrow_mut().cut += 1;
-                let other = self.nodes[(at + 1) % self.nodes.len()].id;
-                let one_way = world.chance(0.3);
-                let all = world.chance(0.5);
-                for there in self.nodes.iter().map(|node| node.id).filter(|id| *id != node.id && (all || *id == other))
-                {
-                    net().cut(node.id, there);
-                    if !one_way {
-                        net().cut(there, node.id);
-                    }
-                }
-                world.after(away, || net().heal());
-            }
-            84..90 => {
-                self.summary.borrow_mut().disks_ailed += 1;
-                let ailment = match world.place(3) {
-                    0 => Ailment { slow: ms(30), ..Ailment::default() },
-                    1 => Ailment { full: true, ..Ailment::default() },
-                    _ => Ailment { broken: node.serves(), ..Ailment::default() },
-                };
-                node.ail(ailment);
-                world.after(away, move || node.ail(Ailment { slow: Duration::ZERO, full: false, ..node.ailment() }));
-            }
-            _ => {
-                let others_well = self.nodes.iter().all(|other| other.id == node.id || other.serves());
-                let has_begun = self.creating.get() == 0;
-                if has_begun && others_well && !self.disk_lost.get() && self.all_have_everything() {
-                    self.disk_lost.set(true);
-                    if self.take_down(world, &node, away, |node, world| node.lose_disk(world)) {
-                        self.lose_partitions(&node);
-                        self.summary.borrow_mut().disks_lost += 1;
-                    }
-                }
-            }
+            50..64 => self.pause(world, &node, away),
+            64..84 => self.cut_network(world, at, away),
+            84..90 => self.make_disk_ail(world, node, away),
+            _ => self.lose_a_disk(world, &node, away),
         }
         // A core whose ring has failed serves again after a restart.
         for node in self.nodes.iter().filter(|node| node.has_failed()) {
             let wait = world.draw(ms(10)..ms(3_000));
             self.take_down(world, node, wait, |node, world| node.kill(world));
+        }
+    }
+
+    fn cut_power(self: &Rc<Self>, world: &Rc<World>, node: &Rc<Node>, away: Duration) {
+        if self.take_down(world, node, away, |node, world| node.lose_power(world)) {
+            self.summary.borrow_mut().power_lost += 1;
+        }
+    }
+
+    /// The process stands still, and sometimes its clock jumps meanwhile.
+    fn pause(&self, world: &Rc<World>, node: &Node, away: Duration) {
+        let process = node.process;
+        if node.down.get() || world.is_stopped(process) {
+            return;
+        }
+        self.summary.borrow_mut().paused += 1;
+        world.stop(process, true);
+        if world.chance(0.2) {
+            world.jump(process, away);
+            self.summary.borrow_mut().jumped += 1;
+        }
+        world.after(away, move || exec::world().stop(process, false));
+    }
+
+    /// Cuts the node off from one other or from all, in one direction or in both.
+    fn cut_network(&self, world: &Rc<World>, at: usize, away: Duration) {
+        self.summary.borrow_mut().cut += 1;
+        let (id, other) = (self.nodes[at].id, self.nodes[(at + 1) % self.nodes.len()].id);
+        let one_way = world.chance(0.3);
+        let all = world.chance(0.5);
+        for there in self.nodes.iter().map(|node| node.id).filter(|there| *there != id && (all || *there == other)) {
+            net().cut(id, there);
+            if !one_way {
+                net().cut(there, id);
+            }
+        }
+        world.after(away, || net().heal());
+    }
+
+    /// The disk is slow or full for a while, or broken until the next start.
+    fn make_disk_ail(&self, world: &Rc<World>, node: Rc<Node>, away: Duration) {
+        self.summary.borrow_mut().disks_ailed += 1;
+        let ailment = match world.place(3) {
+            0 => Ailment { slow: ms(30), ..Ailment::default() },
+            1 => Ailment { full: true, ..Ailment::default() },
+            _ => Ailment { broken: node.serves(), ..Ailment::default() },
+        };
+        node.ail(ailment);
+        world.after(away, move || node.ail(Ailment { slow: Duration::ZERO, full: false, ..node.ailment() }));
+    }
+
+    /// At most one disk of a run is lost, while the others have everything.
+    fn lose_a_disk(self: &Rc<Self>, world: &Rc<World>, node: &Rc<Node>, away: Duration) {
+        let others_well = self.nodes.iter().all(|other| other.id == node.id || other.serves());
+        let has_begun = self.creating.get() == 0;
+        if has_begun && others_well && !self.disk_lost.get() && self.all_have_everything() {
+            self.disk_lost.set(true);
+            if self.take_down(world, node, away, |node, world| node.lose_disk(world)) {
+                self.lose_partitions(node);
+                self.summary.borrow_mut().disks_lost += 1;
+            }
         }
     }
 

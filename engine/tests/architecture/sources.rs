@@ -221,9 +221,40 @@ impl Reader<'_> {
         }
     }
 
-    fn function(&mut self, name: String, whole: &impl Spanned) {
-        let span = whole.span();
-        self.functions.push((name, span.end().line - span.start().line + 1));
+    fn function(&mut self, name: String, body: &syn::Block) {
+        if !is_table(body) {
+            self.functions.push((name, lines(body)));
+        }
+    }
+}
+
+/// Lines of a table's arm, and of a table besides its `match`.
+const LINES_PER_ARM_MAX: usize = 20;
+const LINES_BESIDE_MAX: usize = 10;
+
+fn lines(of: &impl Spanned) -> usize {
+    let span = of.span();
+    span.end().line - span.start().line + 1
+}
+
+/// Whether a function is little more than one `match` with short arms. Such a table may be long.
+fn is_table(body: &syn::Block) -> bool {
+    let mut longest = Longest(None);
+    longest.visit_block(body);
+    longest.0.is_some_and(|found| {
+        lines(body) - lines(found) <= LINES_BESIDE_MAX && found.arms.iter().all(|arm| lines(arm) <= LINES_PER_ARM_MAX)
+    })
+}
+
+/// The longest `match`.
+struct Longest<'ast>(Option<&'ast syn::ExprMatch>);
+
+impl<'ast> Visit<'ast> for Longest<'ast> {
+    fn visit_expr_match(&mut self, found: &'ast syn::ExprMatch) {
+        if self.0.is_none_or(|longest| lines(found) > lines(longest)) {
+            self.0 = Some(found);
+        }
+        visit::visit_expr_match(self, found);
     }
 }
 

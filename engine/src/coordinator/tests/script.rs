@@ -15,7 +15,7 @@ use net::{
     errors::{ErrorCode, check},
     messages::{
         DeleteGroupsRequest, DescribeGroupsRequest, GroupId, HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest,
-        ListGroupsRequest, OffsetCommitRequest, OffsetFetchRequest, SyncGroupRequest, TopicName,
+        ListGroupsRequest, OffsetCommitRequest, OffsetFetchRequest, OffsetFetchResponse, SyncGroupRequest, TopicName,
         join_group_request::JoinGroupRequestProtocol,
         leave_group_request::MemberIdentity,
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
@@ -296,26 +296,11 @@ impl Walker {
                 (words.number("v", 5), request.with_members(members.collect()).into())
             }
             "commit" => {
-                let metadata = words.get("metadata").unwrap_or("");
-                let topics = words.list("offsets").into_iter().map(|at| {
-                    let (place, offset) = at.split_once('@').expect("topic/partition@offset");
-                    let (topic, partition) = place.split_once('/').expect("topic/partition@offset");
-                    let partition = OffsetCommitRequestPartition::default()
-                        .with_partition_index(partition.parse().unwrap())
-                        .with_committed_offset(offset.parse().unwrap())
-                        .with_committed_leader_epoch(words.number("epoch", -1))
-                        .with_committed_metadata(Some(text(metadata)));
-                    OffsetCommitRequestTopic::default()
-                        .with_name(TopicName(text(topic)))
-                        .with_partitions(vec![partition])
-                });
-                let request = OffsetCommitRequest::default()
+                let request = commit(words)
                     .with_group_id(group)
                     .with_member_id(member)
                     .with_group_instance_id(instance)
-                    .with_generation_id_or_member_epoch(generation)
-                    .with_retention_time_ms(words.number("retention", -1))
-                    .with_topics(topics.collect());
+                    .with_generation_id_or_member_epoch(generation);
                 (words.number("v", 9), request.into())
             }
             "fetch" => (words.number("v", 9), self.fetch(words, group).into()),
@@ -417,50 +402,7 @@ impl Walker {
                 });
                 all.collect::<Vec<_>>().join(" ")
             }
-            GroupResponse::OffsetFetch(r) => {
-                let show = |topic: &str, partition, offset, epoch, metadata: &Option<StrBytes>, error| {
-                    let metadata =
-                        metadata.as_deref().filter(|m| !m.is_empty()).map(|m| format!("({m})")).unwrap_or_default();
-                    let error = if error == 0 { String::new() } else { format!(" {}", code(error)) };
-                    let epoch = if epoch == -1 { String::new() } else { format!(" epoch {epoch}") };
-                    format!("{topic}/{partition}@{offset}{epoch}{metadata}{error}")
-                };
-                let mut all: Vec<String> = r
-                    .topics
-                    .iter()
-                    .flat_map(|t| {
-                        t.partitions.iter().map(move |p| {
-                            show(
-                                &t.name,
-                                p.partition_index,
-                                p.committed_offset,
-                                p.committed_leader_epoch,
-                                &p.metadata,
-                                p.error_code,
-                            )
-                        })
-                    })
-                    .collect();
-                for group in &r.groups {
-                    all.push(format!("{}: {}", group.group_id.as_str(), code(group.error_code)));
-                    all.extend(group.topics.iter().flat_map(|t| {
-                        t.partitions.iter().map(move |p| {
-                            show(
-                                &t.name,
-                                p.partition_index,
-                                p.committed_offset,
-                                p.committed_leader_epoch,
-                                &p.metadata,
-                                p.error_code,
-                            )
-                        })
-                    }));
-                }
-                if r.error_code != 0 {
-                    all.insert(0, code(r.error_code));
-                }
-                all.join(" ")
-            }
+            GroupResponse::OffsetFetch(r) => fetched(&r),
             GroupResponse::DescribeGroups(r) => {
                 let mut all = Vec::new();
                 for g in &r.groups {
@@ -529,4 +471,49 @@ fn subscription(topic: &str) -> Bytes {
     bytes.extend_from_slice(topic.as_bytes());
     bytes.extend_from_slice(&[0xff; 4]);
     bytes.into()
+}
+
+/// What a commit says of offsets: `offsets=topic/partition@offset,…`.
+fn commit(words: &Words<'_>) -> OffsetCommitRequest {
+    let metadata = words.get("metadata").unwrap_or("");
+    let topics = words.list("offsets").into_iter().map(|at| {
+        let (place, offset) = at.split_once('@').expect("topic/partition@offset");
+        let (topic, partition) = place.split_once('/').expect("topic/partition@offset");
+        let partition = OffsetCommitRequestPartition::default()
+            .with_partition_index(partition.parse().unwrap())
+            .with_committed_offset(offset.parse().unwrap())
+            .with_committed_leader_epoch(words.number("epoch", -1))
+            .with_committed_metadata(Some(text(metadata)));
+        OffsetCommitRequestTopic::default().with_name(TopicName(text(topic))).with_partitions(vec![partition])
+    });
+    OffsetCommitRequest::default().with_retention_time_ms(words.number("retention", -1)).with_topics(topics.collect())
+}
+
+fn fetched(response: &OffsetFetchResponse) -> String {
+    let show = |topic: &str, partition, offset, epoch, metadata: &Option<StrBytes>, error| {
+        let metadata = metadata.as_deref().filter(|m| !m.is_empty()).map(|m| format!("({m})")).unwrap_or_default();
+        let error = if error == 0 { String::new() } else { format!(" {}", code(error)) };
+        let epoch = if epoch == -1 { String::new() } else { format!(" epoch {epoch}") };
+        format!("{topic}/{partition}@{offset}{epoch}{metadata}{error}")
+    };
+    let mut all = Vec::new();
+    if response.error_code != 0 {
+        all.push(code(response.error_code));
+    }
+    for topic in &response.topics {
+        all.extend(topic.partitions.iter().map(|p| {
+            let (offset, epoch) = (p.committed_offset, p.committed_leader_epoch);
+            show(&topic.name, p.partition_index, offset, epoch, &p.metadata, p.error_code)
+        }));
+    }
+    for group in &response.groups {
+        all.push(format!("{}: {}", group.group_id.as_str(), code(group.error_code)));
+        for topic in &group.topics {
+            all.extend(topic.partitions.iter().map(|p| {
+                let (offset, epoch) = (p.committed_offset, p.committed_leader_epoch);
+                show(&topic.name, p.partition_index, offset, epoch, &p.metadata, p.error_code)
+            }));
+        }
+    }
+    all.join(" ")
 }

@@ -9,8 +9,9 @@ use net::{
     StrBytes,
     errors::ErrorCode,
     messages::{
-        DeleteGroupsRequest, DescribeGroupsRequest, GroupId, HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest,
-        OffsetCommitRequest, OffsetFetchRequest, SyncGroupRequest, SyncGroupResponse, TopicName,
+        DeleteGroupsRequest, DescribeGroupsRequest, GroupId, HeartbeatRequest, JoinGroupRequest, JoinGroupResponse,
+        LeaveGroupRequest, OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest, SyncGroupRequest,
+        SyncGroupResponse, TopicName,
         join_group_request::JoinGroupRequestProtocol,
         leave_group_request::MemberIdentity,
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
@@ -254,52 +255,9 @@ impl Simulation {
                 self.clients[n].known = self.world.topics.newest();
             }
             match (response, client) {
-                (GroupResponse::JoinGroup(response), Some(n)) => match ErrorCode::try_from_code(response.error_code) {
-                    Some(ErrorCode::MemberIdRequired) => {
-                        self.clients[n].member = response.member_id;
-                        self.clients[n].phase = Phase::Idle;
-                    }
-                    None => {
-                        let client = &mut self.clients[n];
-                        let told = self.generations.entry(client.group).or_default();
-                        assert!(response.generation_id >= *told, "generations never go back");
-                        *told = response.generation_id;
-                        let members: Vec<_> = response.members.into_iter().map(|member| member.member_id).collect();
-                        let leads = response.leader == response.member_id;
-                        assert_eq!(leads, !members.is_empty(), "the leader is told of the members");
-                        (client.member, client.generation) = (response.member_id, response.generation_id);
-                        client.phase = Phase::Joined { leads, members };
-                        client.known = self.world.topics.newest();
-                    }
-                    error => self.heed(n, error),
-                },
-                (GroupResponse::SyncGroup(response), Some(n)) => match ErrorCode::try_from_code(response.error_code) {
-                    None => {
-                        let client = &mut self.clients[n];
-                        client.phase = Phase::Stable;
-                        self.stable += 1;
-                        // A returning static member has the assignment made for its old id.
-                        if client.instance.is_none() && !response.assignment.is_empty() {
-                            assert_eq!(
-                                response.assignment,
-                                Bytes::from(client.member.clone()),
-                                "an assignment of its own"
-                            );
-                        }
-                    }
-                    error => self.heed(n, error),
-                },
-                (GroupResponse::OffsetCommit(response), _) => {
-                    let commit = self.committing.remove(&token).unwrap();
-                    if response.topics[0].partitions[0].error_code != 0 {
-                        continue;
-                    }
-                    let topic = commit.topic.expect("nobody commits to a topic that is not there");
-                    assert!(commit.known.is_none_or(|known| topic.made <= known), "it read an earlier topic");
-                    if Some(topic) == self.world.topics.find("t") {
-                        self.acked.insert((commit.group, commit.partition), commit.offset);
-                    }
-                }
+                (GroupResponse::JoinGroup(response), Some(n)) => self.joined(n, response),
+                (GroupResponse::SyncGroup(response), Some(n)) => self.synced(n, &response),
+                (GroupResponse::OffsetCommit(response), _) => self.committed(token, &response),
                 (GroupResponse::DeleteGroups(response), _) => {
                     assert!(self.deleting.remove(&token));
                     let result = &response.results[0];
@@ -312,6 +270,54 @@ impl Simulation {
                 (GroupResponse::JoinGroup(_) | GroupResponse::SyncGroup(_) | GroupResponse::LeaveGroup(_), _) => {}
                 (other, _) => panic!("{other:?}"),
             }
+        }
+    }
+
+    fn joined(&mut self, n: usize, response: JoinGroupResponse) {
+        match ErrorCode::try_from_code(response.error_code) {
+            Some(ErrorCode::MemberIdRequired) => {
+                self.clients[n].member = response.member_id;
+                self.clients[n].phase = Phase::Idle;
+            }
+            None => {
+                let client = &mut self.clients[n];
+                let told = self.generations.entry(client.group).or_default();
+                assert!(response.generation_id >= *told, "generations never go back");
+                *told = response.generation_id;
+                let members: Vec<_> = response.members.into_iter().map(|member| member.member_id).collect();
+                let leads = response.leader == response.member_id;
+                assert_eq!(leads, !members.is_empty(), "the leader is told of the members");
+                (client.member, client.generation) = (response.member_id, response.generation_id);
+                client.phase = Phase::Joined { leads, members };
+                client.known = self.world.topics.newest();
+            }
+            error => self.heed(n, error),
+        }
+    }
+
+    fn synced(&mut self, n: usize, response: &SyncGroupResponse) {
+        let error = ErrorCode::try_from_code(response.error_code);
+        if error.is_some() {
+            return self.heed(n, error);
+        }
+        let client = &mut self.clients[n];
+        client.phase = Phase::Stable;
+        self.stable += 1;
+        // A returning static member has the assignment made for its old id.
+        if client.instance.is_none() && !response.assignment.is_empty() {
+            assert_eq!(response.assignment, Bytes::from(client.member.clone()), "an assignment of its own");
+        }
+    }
+
+    fn committed(&mut self, token: u64, response: &OffsetCommitResponse) {
+        let commit = self.committing.remove(&token).unwrap();
+        if response.topics[0].partitions[0].error_code != 0 {
+            return;
+        }
+        let topic = commit.topic.expect("nobody commits to a topic that is not there");
+        assert!(commit.known.is_none_or(|known| topic.made <= known), "it read an earlier topic");
+        if Some(topic) == self.world.topics.find("t") {
+            self.acked.insert((commit.group, commit.partition), commit.offset);
         }
     }
 

@@ -278,75 +278,92 @@ impl Model {
     }
 }
 
+/// Both implementations, with the same log.
+#[derive(Default)]
+struct Both {
+    producers: Producers,
+    model: Model,
+    /// The last entry's.
+    index: u64,
+    seen: BTreeMap<&'static str, u32>,
+}
+
+impl Both {
+    /// Checks a batch of a random producer, which often goes on where it stopped or repeats itself, and appends it if
+    /// it is new.
+    fn write(&mut self, rng: &mut Rng, step: &str) {
+        let Self { producers, model, index, seen } = self;
+        let id = rng.i64(0..4);
+        let known = model.log.iter().rev().filter(|entry| entry.1 == id).collect::<Vec<_>>();
+        let epoch = known.first().map_or(0, |last| last.2) + if rng.u32(..12) == 0 { rng.i16(-1..=1) } else { 0 };
+        let near_wrap = i32::MAX - rng.i32(0..10);
+        let (sequence, count) = match (rng.u32(..4), known.is_empty()) {
+            (_, true) => ([0, near_wrap][rng.usize(..2)], rng.i32(1..4)),
+            (0, false) => (rng.i32(0..8), rng.i32(1..4)),
+            (1, false) => {
+                let old = known[rng.usize(..known.len().min(7))];
+                (old.3, old.4)
+            }
+            (_, false) => (known[0].3.wrapping_add(known[0].4) & i32::MAX, rng.i32(1..4)),
+        };
+        if epoch < 0 {
+            return;
+        }
+        let verdict = match producers.check(id, epoch, sequence, count) {
+            Verdict::New => "new",
+            Verdict::Duplicate(original) => {
+                let same = |row: &&Logged| (row.1, row.2, row.3, row.4) == (id, epoch, sequence, count);
+                let entry = model.log.iter().rfind(same).map(|entry| entry.0);
+                assert_eq!(entry, Some(original.index.get()), "{step}");
+                "duplicate"
+            }
+            Verdict::OutOfOrder { .. } => "out of order",
+            Verdict::Fenced { .. } => "fenced",
+        };
+        assert_eq!(verdict, model.check(id, epoch, sequence, count), "{step}");
+        *seen.entry(verdict).or_default() += 1;
+        if verdict == "new" {
+            *index += rng.u64(1..3);
+            producers.append(RaftIndex::new(*index), &header(id, epoch, sequence, count), *index * 10, 0);
+            model.log.push((*index, id, epoch, sequence, count));
+        }
+    }
+
+    /// A restart: the checkpoint, then the log from anywhere at or before it.
+    fn restart(&mut self, rng: &mut Rng, step: &str) {
+        let (at, blob) = self.producers.snapshot_at_commit();
+        self.producers = Producers::restore(&blob).unwrap();
+        assert_eq!(self.producers.snapshot_at_commit(), (at, blob), "{step}");
+        let from = rng.u64(0..=at.get());
+        for &(index, id, epoch, sequence, count) in self.model.log.iter().filter(|entry| entry.0 > from) {
+            self.producers.append(RaftIndex::new(index), &header(id, epoch, sequence, count), index * 10, 0);
+        }
+    }
+}
+
 #[test]
 fn agrees_with_the_plain_model() {
     for seed in 0..300 {
-        let mut rng = Rng::with_seed(seed);
-        let (mut producers, mut model) = (Producers::default(), Model::default());
-        let (mut index, mut seen) = (0, BTreeMap::<&str, u32>::new());
+        let (mut rng, mut both) = (Rng::with_seed(seed), Both::default());
         for step in 0..300 {
+            let step = format!("seed {seed} step {step}");
             match rng.u32(..100) {
-                0..80 => {
-                    let id = rng.i64(0..4);
-                    let known = model.log.iter().rev().filter(|entry| entry.1 == id).collect::<Vec<_>>();
-                    let epoch =
-                        known.first().map_or(0, |last| last.2) + if rng.u32(..12) == 0 { rng.i16(-1..=1) } else { 0 };
-                    let near_wrap = i32::MAX - rng.i32(0..10);
-                    let (sequence, count) = match (rng.u32(..4), known.is_empty()) {
-                        (_, true) => ([0, near_wrap][rng.usize(..2)], rng.i32(1..4)),
-                        (0, false) => (rng.i32(0..8), rng.i32(1..4)),
-                        (1, false) => {
-                            let old = known[rng.usize(..known.len().min(7))];
-                            (old.3, old.4)
-                        }
-                        (_, false) => (known[0].3.wrapping_add(known[0].4) & i32::MAX, rng.i32(1..4)),
-                    };
-                    if epoch < 0 {
-                        continue;
-                    }
-                    let verdict = match producers.check(id, epoch, sequence, count) {
-                        Verdict::New => "new",
-                        Verdict::Duplicate(original) => {
-                            let same = |row: &&Logged| (row.1, row.2, row.3, row.4) == (id, epoch, sequence, count);
-                            let entry = model.log.iter().rfind(same).map(|entry| entry.0);
-                            assert_eq!(entry, Some(original.index.get()), "seed {seed} step {step}");
-                            "duplicate"
-                        }
-                        Verdict::OutOfOrder { .. } => "out of order",
-                        Verdict::Fenced { .. } => "fenced",
-                    };
-                    assert_eq!(verdict, model.check(id, epoch, sequence, count), "seed {seed} step {step}");
-                    *seen.entry(verdict).or_default() += 1;
-                    if verdict == "new" {
-                        index += rng.u64(1..3);
-                        producers.append(RaftIndex::new(index), &header(id, epoch, sequence, count), index * 10, 0);
-                        model.log.push((index, id, epoch, sequence, count));
-                    }
-                }
+                0..80 => both.write(&mut rng, &step),
                 80..90 => {
-                    model.committed = rng.u64(model.committed..=index);
-                    producers.commit_to(RaftIndex::new(model.committed));
+                    both.model.committed = rng.u64(both.model.committed..=both.index);
+                    both.producers.commit_to(RaftIndex::new(both.model.committed));
                 }
                 90..95 => {
-                    let from = rng.u64(model.committed + 1..=index + 1);
-                    producers.truncate_from(RaftIndex::new(from));
-                    model.log.retain(|entry| entry.0 < from);
-                    index = from - 1;
+                    let from = rng.u64(both.model.committed + 1..=both.index + 1);
+                    both.producers.truncate_from(RaftIndex::new(from));
+                    both.model.log.retain(|entry| entry.0 < from);
+                    both.index = from - 1;
                 }
-                _ => {
-                    // A restart: the checkpoint, then the log from anywhere at or before it.
-                    let (at, blob) = producers.snapshot_at_commit();
-                    producers = Producers::restore(&blob).unwrap();
-                    assert_eq!(producers.snapshot_at_commit(), (at, blob), "seed {seed} step {step}");
-                    let from = rng.u64(0..=at.get());
-                    for &(index, id, epoch, sequence, count) in model.log.iter().filter(|entry| entry.0 > from) {
-                        producers.append(RaftIndex::new(index), &header(id, epoch, sequence, count), index * 10, 0);
-                    }
-                }
+                _ => both.restart(&mut rng, &step),
             }
-            producers.check_invariants();
+            both.producers.check_invariants();
         }
-        assert!(seen.get("new") > Some(&20), "seed {seed}: {seen:?}");
+        assert!(both.seen.get("new") > Some(&20), "seed {seed}: {:?}", both.seen);
     }
 }
 

@@ -100,7 +100,16 @@ fn absurd_offsets_do_not_overflow() {
     assert_eq!(header.next_offset(), i64::MIN + 2);
 }
 
-/// Every reason to reject one partition's records, and the error that the producer gets.
+/// What may not be stored, the reason, and the error that the producer gets.
+type Refused = (&'static str, Vec<u8>, BatchError, ErrorCode);
+
+fn all_are_refused(cases: Vec<Refused>) {
+    for (name, bytes, error, code) in cases {
+        assert_eq!(validate(&bytes.into(), 9), Err(error.clone()), "{name}");
+        assert_eq!(errors::of_batch(&error), code, "{name}");
+    }
+}
+
 #[test]
 fn what_may_not_be_stored_is_refused_by_name() {
     let good = sample(Codec::None);
@@ -111,16 +120,9 @@ fn what_may_not_be_stored_is_refused_by_name() {
     let two = [&good[..], &good[..]].concat();
     let mut old = good.to_vec();
     old[16] = 1;
-    let trailing = {
-        let mut longer = good.to_vec();
-        longer.push(0);
-        let length = (longer.len() - 12) as i32;
-        longer[8..12].copy_from_slice(&length.to_be_bytes());
-        resealed(longer)
-    };
     use BatchError as E;
     use ErrorCode as C;
-    let cases: Vec<(&str, Vec<u8>, E, C)> = vec![
+    all_are_refused(vec![
         ("base offset -1", patched(0, &[0xff; 8]), E::BaseOffset { base_offset: -1 }, C::InvalidRecord),
         ("empty", vec![], E::Empty, C::InvalidRecord),
         ("a few bytes", good[..16].to_vec(), E::Short { have: 16, need: 61 }, C::CorruptMessage),
@@ -142,6 +144,29 @@ fn what_may_not_be_stored_is_refused_by_name() {
         ("bit 6", patched(21, &[0, 0x40]), E::Attributes { attributes: 0x40 }, C::InvalidRecord),
         ("bit 15", patched(21, &[0x80, 0]), E::Attributes { attributes: i16::MIN }, C::InvalidRecord),
         ("append time", patched(21, &[0, 0x08]), E::AppendTime, C::InvalidTimestamp),
+    ]);
+    let zstd = sample(Codec::Zstd);
+    assert_eq!(validate(&zstd, 6), Err(E::ZstdTooEarly { version: 6 }));
+    assert!(validate(&zstd, 7).is_ok());
+}
+
+#[test]
+fn counts_that_are_not_those_of_the_records_are_refused_by_name() {
+    let patched_twice = |at, bytes: &[u8], second, byte| {
+        let mut batch = patched(at, bytes);
+        batch[second] = byte;
+        resealed(batch)
+    };
+    let trailing = {
+        let mut longer = sample(Codec::None).to_vec();
+        longer.push(0);
+        let length = (longer.len() - 12) as i32;
+        longer[8..12].copy_from_slice(&length.to_be_bytes());
+        resealed(longer)
+    };
+    use BatchError as E;
+    use ErrorCode as C;
+    all_are_refused(vec![
         ("count 0", patched(57, &[0, 0, 0, 0]), E::Count { count: 0, last_offset_delta: 2 }, C::InvalidRecord),
         ("count -1", patched(57, &[0xff; 4]), E::Count { count: -1, last_offset_delta: 2 }, C::InvalidRecord),
         ("count 4", patched(57, &[0, 0, 0, 4]), E::Count { count: 4, last_offset_delta: 2 }, C::InvalidRecord),
@@ -154,21 +179,13 @@ fn what_may_not_be_stored_is_refused_by_name() {
         ),
         (
             "more counted than there",
-            {
-                let mut b = patched(57, &[0, 0, 0, 4]);
-                b[26] = 3;
-                resealed(b)
-            },
+            patched_twice(57, &[0, 0, 0, 4], 26, 3),
             E::Records(RecordError::Cut { index: 3 }),
             C::InvalidRecord,
         ),
         (
             "fewer counted than there",
-            {
-                let mut b = patched(57, &[0, 0, 0, 2]);
-                b[26] = 1;
-                resealed(b)
-            },
+            patched_twice(57, &[0, 0, 0, 2], 26, 1),
             E::Records(RecordError::Trailing { count: 2, bytes: 7 }),
             C::InvalidRecord,
         ),
@@ -185,14 +202,7 @@ fn what_may_not_be_stored_is_refused_by_name() {
             E::Records(RecordError::Length { index: 0, length: -1 }),
             C::InvalidRecord,
         ),
-    ];
-    for (name, bytes, error, code) in cases {
-        assert_eq!(validate(&bytes.into(), 9), Err(error.clone()), "{name}");
-        assert_eq!(errors::of_batch(&error), code, "{name}");
-    }
-    let zstd = sample(Codec::Zstd);
-    assert_eq!(validate(&zstd, 6), Err(E::ZstdTooEarly { version: 6 }));
-    assert!(validate(&zstd, 7).is_ok());
+    ]);
 }
 
 /// False claims in the headers of compressed batches, and damaged records under a correct CRC.

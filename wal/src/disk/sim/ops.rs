@@ -241,6 +241,46 @@ fn assert_blocks(position: u64, len: usize) {
     assert!(len.is_multiple_of(BLOCK) && len > 0, "{len} bytes are whole blocks");
 }
 
+impl SimFile {
+    /// What happens of a write at once: all of it, nothing, any sectors, or the first ones.
+    fn begin_write(&self, at: usize, data: &Bytes, fate: Fate) -> Version {
+        let mut world = self.world.borrow_mut();
+        let version = world.begin();
+        let sectors = data.len() / SECTOR;
+        let kept: Vec<bool> = match fate {
+            Fate::Go => vec![true; sectors],
+            Fate::Skip => vec![false; sectors],
+            Fate::Fail(_) => (0..sectors).map(|_| world.rng.bool()).collect(),
+            Fate::Short => {
+                let some = world.rng.usize(..sectors);
+                (0..sectors).map(|sector| sector < some).collect()
+            }
+        };
+        let now_ms = world.now_ms;
+        let inode = &mut world.inodes[self.inode];
+        inode.modified_ms = now_ms;
+        if kept.iter().all(|kept| *kept) {
+            inode.write(version, at, data);
+        } else {
+            for sector in (0..sectors).filter(|sector| kept[*sector]) {
+                let from = sector * SECTOR;
+                inode.write(version, at + from, &data.slice(from..from + SECTOR));
+            }
+        }
+        version
+    }
+
+    /// The write's own sync: this write, and the file's length, are durable.
+    fn sync_write(&self, version: Version) {
+        let World { inodes, under_way, .. } = &mut *self.world.borrow_mut();
+        let inode = &mut inodes[self.inode];
+        let len = inode.live.len();
+        inode.durable.resize(len, 0);
+        inode.lens.clear();
+        inode.sync(&|other| other == version, under_way);
+    }
+}
+
 impl File for SimFile {
     async fn write(&self, position: u64, data: Bytes, durability: Durability) -> io::Result<()> {
         assert_blocks(position, data.len());
@@ -256,33 +296,7 @@ impl File for SimFile {
             }
             _ => Fate::Skip,
         };
-        let at = position as usize;
-        let version = {
-            let mut world = self.world.borrow_mut();
-            let version = world.begin();
-            let sectors = data.len() / SECTOR;
-            let kept: Vec<bool> = match fate {
-                Fate::Go => vec![true; sectors],
-                Fate::Skip => vec![false; sectors],
-                Fate::Fail(_) => (0..sectors).map(|_| world.rng.bool()).collect(),
-                Fate::Short => {
-                    let some = world.rng.usize(..sectors);
-                    (0..sectors).map(|sector| sector < some).collect()
-                }
-            };
-            let now_ms = world.now_ms;
-            let inode = &mut world.inodes[self.inode];
-            inode.modified_ms = now_ms;
-            if kept.iter().all(|kept| *kept) {
-                inode.write(version, at, &data);
-            } else {
-                for sector in (0..sectors).filter(|sector| kept[*sector]) {
-                    let from = sector * SECTOR;
-                    inode.write(version, at + from, &data.slice(from..from + SECTOR));
-                }
-            }
-            version
-        };
+        let version = self.begin_write(position as usize, &data, fate);
         // A failed write has ended too: a later sync covers the part of it that happened.
         let failed = |error| {
             self.world.borrow_mut().under_way.remove(&version);
@@ -299,14 +313,7 @@ impl File for SimFile {
                 self.world.borrow_mut().lost.insert(version);
                 return Err(os(code));
             }
-            Fate::Go | Fate::Short => {
-                let World { inodes, under_way, .. } = &mut *self.world.borrow_mut();
-                let inode = &mut inodes[self.inode];
-                let len = inode.live.len();
-                inode.durable.resize(len, 0);
-                inode.lens.clear();
-                inode.sync(&|other| other == version, under_way);
-            }
+            Fate::Go | Fate::Short => self.sync_write(version),
             Fate::Skip => {}
         }
         self.world.borrow_mut().under_way.remove(&version);
