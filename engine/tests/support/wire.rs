@@ -156,6 +156,7 @@ pub fn committing(group: &str, topic: &str, offset: i64) -> OffsetCommitRequest 
         .with_topics(vec![topic])
 }
 
+/// Commits an offset of partition 0 for a group without members.
 pub fn commit(client: &mut Client, group: &str, topic: &str, offset: i64) -> Result<(), ErrorCode> {
     let answer = client.call(committing(group, topic, offset)).expect("OffsetCommit is answered");
     errors::check(answer.topics[0].partitions[0].error_code)

@@ -473,7 +473,7 @@ fn subscription(topic: &str) -> Bytes {
     bytes.into()
 }
 
-/// What a commit says of offsets: `offsets=topic/partition@offset,…`.
+/// A commit of the offsets that the words name: `offsets=topic/partition@offset,…`.
 fn commit(words: &Words<'_>) -> OffsetCommitRequest {
     let metadata = words.get("metadata").unwrap_or("");
     let topics = words.list("offsets").into_iter().map(|at| {

@@ -47,7 +47,7 @@ const RING_BYTES: u64 = 8 << 20;
 /// More polls than an operation of the simulated disk takes.
 const POLLS: usize = 10_000;
 
-/// What the replica's surroundings are, and what it has said to them.
+/// The replica's surroundings, and all that it has told them.
 pub struct Desk {
     node: i32,
     config: Config,
@@ -172,7 +172,7 @@ impl Machine {
         panic!("it never settles");
     }
 
-    /// What the replica has sent since the last call.
+    /// Takes the messages that the replica has sent since the last call.
     pub fn take_sent(&self) -> Vec<(u64, PeerMessage)> {
         self.desk.sent.take()
     }

@@ -100,7 +100,7 @@ fn absurd_offsets_do_not_overflow() {
     assert_eq!(header.next_offset(), i64::MIN + 2);
 }
 
-/// What may not be stored, the reason, and the error that the producer gets.
+/// A batch that may not be stored, the reason, and the error that the producer gets.
 type Refused = (&'static str, Vec<u8>, BatchError, ErrorCode);
 
 fn all_are_refused(cases: Vec<Refused>) {

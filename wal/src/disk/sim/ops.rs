@@ -242,7 +242,7 @@ fn assert_blocks(position: u64, len: usize) {
 }
 
 impl SimFile {
-    /// What happens of a write at once: all of it, nothing, any sectors, or the first ones.
+    /// Applies the part of a write that its fate allows: all of it, nothing, any sectors, or the first ones.
     fn begin_write(&self, at: usize, data: &Bytes, fate: Fate) -> Version {
         let mut world = self.world.borrow_mut();
         let version = world.begin();
