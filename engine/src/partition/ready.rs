@@ -14,7 +14,7 @@ use super::{
 use consensus::group::{Group, Message};
 use std::{rc::Rc, time::Instant};
 use types::{META_GROUP, Position};
-use wal::store::AppendError;
+use wal::store::{AppendError, LogPos};
 
 /// Completions, and groups, that the ready loop handles in one turn. The others follow in the next one. A topic with
 /// 10,000 partitions wakes as many groups at once.
@@ -56,8 +56,9 @@ impl Replica {
 
 /// Runs the ready loop of this core until its ring fails or the core stops.
 pub async fn run(core: Rc<impl Host>) {
-    let follow = core.clone();
-    runtime::spawn(async move { follow_durable(follow).await });
+    // Not what is durable when the task first runs: the loop may have gone to wait for that by then.
+    let (follow, durable) = (core.clone(), core.store().durable());
+    runtime::spawn(async move { follow_durable(follow, durable).await });
     loop {
         let seen = core.ready_loop().work.version();
         let (started, cpu) = (Instant::now(), runtime::clock::thread_cpu());
@@ -77,9 +78,8 @@ pub async fn run(core: Rc<impl Host>) {
     }
 }
 
-/// Wakes the loop whenever more of the ring has become durable.
-async fn follow_durable(core: Rc<impl Host>) {
-    let mut durable = core.store().durable();
+/// Wakes the loop whenever the ring has become durable beyond `durable`, and each time beyond that.
+pub(super) async fn follow_durable(core: Rc<impl Host>, mut durable: LogPos) {
     loop {
         match core.store().durable_past(durable).await {
             Ok(position) => durable = position,

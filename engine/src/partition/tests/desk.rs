@@ -39,7 +39,7 @@ use types::{CoreId, GroupId, Position, RaftIndex, Term};
 use wal::{
     disk::{Disk as _, sim::SimDisk},
     ring::RingConfig,
-    store::{StoreConfig, StoreDirs},
+    store::{LogPos, StoreConfig, StoreDirs},
 };
 
 pub const GROUP: GroupId = GroupId(1);
@@ -170,6 +170,27 @@ impl Machine {
             }
         }
         panic!("it never settles");
+    }
+
+    /// Writes what is staged, and lets the ready loop do nothing. Returns from where on the ring was not durable.
+    pub fn write(&mut self) -> LogPos {
+        let from = self.desk.store.durable();
+        for _ in 0..POLLS {
+            let _ = self.journal.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            if self.desk.store.durable() >= self.desk.store.staged() {
+                return from;
+            }
+        }
+        panic!("it is never written");
+    }
+
+    /// Whether the task that follows the ring from `durable` on wakes the ready loop when it runs for the first time.
+    pub fn is_woken_from(&self, durable: LogPos) -> bool {
+        let work = &self.desk.ready_loop.work;
+        let before = work.version();
+        let mut follow = Box::pin(ready::follow_durable(self.desk.clone(), durable));
+        let _ = follow.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        work.version() > before
     }
 
     /// Takes the messages that the replica has sent since the last call.

@@ -67,6 +67,18 @@ fn a_batch_is_answered_once_it_is_durable_and_offsets_follow_each_other() {
 }
 
 #[test]
+fn a_write_that_ends_before_anybody_follows_the_ring_wakes_the_ready_loop() {
+    let mut machine = alone(&[]);
+    let mut answer = append(&machine, Acks::All, None).expect("it leads");
+    let from = machine.write();
+    assert!(machine.is_woken_from(from), "the ready loop waits for this write");
+    let from = machine.write();
+    assert!(!machine.is_woken_from(from), "nothing was written since");
+    machine.settle();
+    assert_eq!(answer_of(&mut answer), Some(Ok(0)));
+}
+
+#[test]
 fn a_retry_gets_the_answer_of_its_original_and_a_gap_is_refused() {
     let mut machine = alone(&[]);
     let mut first = append(&machine, Acks::All, Some(0)).expect("it leads");
