@@ -16,6 +16,7 @@ use super::{
 use engine::{
     connection::{GoingOn, client::Client},
     coordinator::partition_of,
+    core::Core,
     handlers::{self, OFFSETS_TOPIC},
     memory::FREE_BYTES,
 };
@@ -115,7 +116,8 @@ impl Cluster {
 
     /// Sends requests on a connection that breaks soon. Everything that the broker has started for them then ends.
     fn vanish(self: &Rc<Self>, node: &Rc<Node>, sent: Sent) {
-        let Some(core) = node.any_core(&exec::world()).filter(|_| node.serves()) else { return };
+        let may_ask = |core: &Rc<Core>| node.serves() && !core.is_stopping();
+        let Some(core) = node.any_core(&exec::world()).filter(may_ask) else { return };
         let breaks_in = exec::world().draw(Duration::ZERO..ms(40));
         let client = Rc::new(Client::new(([127, 0, 0, 1], 1).into(), None));
         if sent.requests.len() > 1 {
@@ -124,6 +126,10 @@ impl Cluster {
         }
         let cluster = self.clone();
         exec::world().spawn(node.process, async move {
+            // A core that stops reads no more requests, and then waits only for those that it has read.
+            if core.is_stopping() {
+                return;
+            }
             let world = exec::world();
             let _going_on = GoingOn::of(&core.connections);
             let serving = async {
