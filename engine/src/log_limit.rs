@@ -87,7 +87,7 @@ mod tests {
     const BEGUN: Duration = Duration::from_secs(1_000_000);
 
     #[test]
-    fn what_happens_over_and_over_is_told_once_a_minute() {
+    fn a_repeated_event_is_logged_once_a_minute() {
         let log = LogLimit::default();
         let told = |seconds, about: u8, line| log.admit(BEGUN + Duration::from_secs(seconds), about, line);
         let first = |left_out| Some(Admitted { left_out });

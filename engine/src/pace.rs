@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn who_stops_waiting_leaves_the_turn_to_the_next() {
+    fn a_task_that_stops_waiting_leaves_the_turn_to_the_next() {
         on_a_core(|| async {
             let pace = Pace::new(u64::MAX);
             let first = pace.turn().await;

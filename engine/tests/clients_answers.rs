@@ -191,7 +191,7 @@ fn create(client: &mut Client, topics: Vec<CreatableTopic>, validate_only: bool)
 }
 
 #[test]
-fn what_validating_tells_is_what_would_be_made() {
+fn validate_only_answers_as_the_creation_would() {
     let broker = Broker::start_with(&["--set", "num.partitions=6"]);
     let mut client = connect(&broker);
     let config = |name: &str, value| CreatableTopicConfig::default().with_name(text(name)).with_value(value);
@@ -511,7 +511,7 @@ fn sasl_is_listed_and_refused_on_a_listener_without_it() {
 }
 
 #[test]
-fn what_is_asked_of_many_groups_and_partitions_is_answered_in_the_order_asked() {
+fn answers_for_many_groups_and_partitions_come_in_the_order_of_the_request() {
     let broker = Broker::start();
     let mut client = connect(&broker);
     assert_eq!(create_topic(&mut client, "orders", 2, 1, &[]).error_code, 0);

@@ -63,7 +63,7 @@ fn look_up(client: &mut Client, timestamp: i64) -> (i16, i64) {
 }
 
 #[test]
-fn what_is_not_as_its_header_says_is_refused_and_not_stored() {
+fn a_batch_that_differs_from_its_header_is_refused_and_not_stored() {
     let broker = Broker::start();
     clients::create_topic(&broker, "checked", 1);
     let mut client = wire::connect(&broker);

@@ -65,7 +65,7 @@ fn all_agree(cluster: &Cluster) {
 }
 
 #[test]
-fn what_is_created_through_one_is_shown_by_all_and_each_may_die_and_come_back() {
+fn a_topic_created_through_one_broker_is_shown_by_all_and_each_may_die_and_return() {
     let mut cluster = Cluster::start(BROKERS, &[]);
     all_agree(&cluster);
     for i in 0..BROKERS {
@@ -98,7 +98,7 @@ fn what_is_created_through_one_is_shown_by_all_and_each_may_die_and_come_back() 
 }
 
 #[test]
-fn what_was_just_changed_through_one_broker_can_be_changed_through_another() {
+fn a_topic_just_changed_through_one_broker_can_be_changed_through_another() {
     let cluster = Cluster::start(BROKERS, &[]);
     let mut clients: Vec<Client> = (0..BROKERS).map(|i| connect(&cluster, i)).collect();
     let leader = cluster.leader();

@@ -78,7 +78,7 @@ fn a_sound_history_passes() {
 }
 
 #[test]
-fn what_was_never_answered_may_have_happened_once_now_or_later_or_never() {
+fn an_unanswered_write_may_have_happened_once_now_or_later_or_never() {
     let events = [(0, create(1)), (0, unknown(GROW)), (1, acked(set("a")))];
     sound(&events, topic(1, 3, Some("a")));
     sound(&events, topic(1, 1, Some("a")));
@@ -144,7 +144,7 @@ fn brokers_that_differ_are_caught() {
 }
 
 #[test]
-fn what_nobody_asked_for_is_caught() {
+fn a_value_that_nobody_wrote_is_caught() {
     let shown: Shown = topic(1, 1, None).into_iter().map(|topic| (NAME.to_owned(), topic)).collect();
     assert_eq!(History::default().check(&[shown]), [format!("{NAME}: nobody asked for it")]);
 }

@@ -114,7 +114,7 @@ fn a_leader_that_is_cut_off_acknowledges_nothing_alone_once_its_lease_is_out_and
 }
 
 #[test]
-fn what_a_leader_acknowledged_alone_stays_if_nobody_else_has_led() {
+fn writes_acknowledged_by_the_leader_alone_stay_if_nobody_else_has_led() {
     let cluster = Cluster::start(BROKERS, &[]);
     // Repeats the round if the write came too late, or if others have led.
     for round in 0.. {

@@ -21,7 +21,7 @@ const ACKS: usize = 10;
 const DISK_BYTES: u64 = 4 << 30;
 
 #[test]
-fn what_was_acked_survives_every_fault_and_all_brokers_agree() {
+fn acknowledged_metadata_survives_every_fault_and_all_brokers_agree() {
     let rounds = env("CLUSTER_ROUNDS").unwrap_or(FAULTS.len() as u64);
     let seed = env("CLUSTER_SEED").unwrap_or_else(|| fastrand::u64(..));
     println!("CLUSTER_SEED={seed}");

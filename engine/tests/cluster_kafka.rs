@@ -253,7 +253,7 @@ fn a_setting_of_all_brokers_is_changed_on_any_and_checked_without_being_changed(
 }
 
 #[test]
-fn of_colliding_names_one_is_made_whichever_brokers_are_asked_at_once() {
+fn one_of_two_colliding_names_is_made_whichever_brokers_are_asked_at_once() {
     let brokers = Broker::cluster(3);
     let mut clients: Vec<Client> = brokers.iter().map(connect).collect();
     for round in 0..30 {

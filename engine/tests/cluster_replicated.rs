@@ -83,7 +83,7 @@ fn wait_until_whole(cluster: &Cluster) {
 }
 
 #[test]
-fn what_was_acked_survives_any_broker() {
+fn acknowledged_records_survive_any_broker() {
     let rounds = env("REPLICATED_ROUNDS").unwrap_or(4);
     let seed = env("REPLICATED_SEED").unwrap_or_else(|| fastrand::u64(..));
     println!("to repeat the choices of this run: REPLICATED_ROUNDS={rounds} REPLICATED_SEED={seed}");

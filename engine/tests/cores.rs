@@ -286,7 +286,7 @@ fn lookup_of_the_last_record(topic: &'static str, partitions: i32) -> ListOffset
 }
 
 #[test]
-fn what_a_client_asked_for_ends_on_all_cores_when_it_is_gone() {
+fn requests_of_a_gone_client_end_on_all_cores() {
     const MUCH: usize = 40 << 20;
     let broker = Broker::start();
     let mut client = wire::connect(&broker);

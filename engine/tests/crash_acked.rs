@@ -17,7 +17,7 @@ const PARTITIONS: i32 = 3;
 const PRODUCERS: u32 = 2;
 
 #[test]
-fn what_was_acked_survives_kill_9() {
+fn acknowledged_records_survive_kill_9() {
     let rounds = env("CRASH_ROUNDS").unwrap_or(5);
     let seed = env("CRASH_SEED").unwrap_or_else(|| fastrand::u64(..));
     println!("to repeat the choices of this run: CRASH_ROUNDS={rounds} CRASH_SEED={seed}");

@@ -40,7 +40,7 @@ fn a_sound_log_passes() {
 }
 
 #[test]
-fn what_was_never_answered_may_be_missing_at_the_end() {
+fn an_unanswered_record_may_be_missing_at_the_end() {
     let (history, mut log) = sound();
     assert_eq!(log.pop().map(|(offset, _)| offset % 3), Some(0));
     assert_eq!(history.check(&log), []);

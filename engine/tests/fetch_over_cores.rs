@@ -85,7 +85,7 @@ fn produce(client: &mut Client, topic: &str, partition: i32, bytes: usize) -> us
 }
 
 #[test]
-fn what_lies_ready_is_added_up_over_the_cores() {
+fn bytes_that_are_ready_are_added_up_over_the_cores() {
     let broker = Broker::start();
     let mut client = filled(&broker, "ready", 16, 4, 8000);
     let all = client.fetch(request("ready", (0..16).map(|p| (p, 0)), &ONCE)).expect("answered");
@@ -99,7 +99,7 @@ fn what_lies_ready_is_added_up_over_the_cores() {
 }
 
 #[test]
-fn what_comes_is_added_up_over_the_cores() {
+fn bytes_that_arrive_are_added_up_over_the_cores() {
     let broker = Broker::start();
     let (mut client, mut producer) = (filled(&broker, "coming", 8, 1, 1000), wire::connect(&broker));
     // Some partitions have records already, the others have none.

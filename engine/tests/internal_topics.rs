@@ -89,7 +89,7 @@ fn committed(client: &mut Client) -> i64 {
 }
 
 #[test]
-fn whoever_causes_the_offsets_topic_gets_the_same_one() {
+fn any_request_that_creates_the_offsets_topic_creates_the_same_one() {
     let causes: [(&str, Cause); 3] =
         [("Metadata", by_metadata), ("CreateTopics", by_create_topics), ("FindCoordinator", by_find_coordinator)];
     for (api, cause) in causes {
@@ -208,7 +208,7 @@ fn coordinator(cluster: &Cluster, offset: i64) -> &Broker {
 }
 
 #[test]
-fn whoever_causes_the_offsets_topic_on_a_cluster_gets_the_same_one_and_nobody_changes_it() {
+fn any_request_that_creates_the_offsets_topic_on_a_cluster_creates_the_same_one_and_nobody_changes_it() {
     const BROKERS: usize = 3;
     let by_metadata: fn(&Broker) -> bool = |broker| metadata(&mut connect(broker), OFFSETS, true).error_code == 0;
     let by_create_topics: fn(&Broker) -> bool =

@@ -392,7 +392,7 @@ fn members_that_wait_for_others_hold_no_memory_of_requests() {
 }
 
 #[test]
-fn what_is_written_faster_than_the_disk_takes_it_waits_outside_of_memory() {
+fn writes_faster_than_the_disk_wait_outside_of_memory() {
     let broker = start(&["wal.ring.bytes=536870912"]);
     let created = wire::create_topic(&mut wire::connect(&broker), TOPIC, PARTITIONS, 1, &[]);
     assert_eq!(errors::check(created.error_code), Ok(()));

@@ -229,7 +229,7 @@ fn a_tool_may_not_do_to_topics_what_clients_may_not() {
 }
 
 #[test]
-fn what_no_replica_can_have_sent_ends_nothing_and_is_counted() {
+fn a_message_that_no_replica_can_have_sent_ends_nothing_and_is_counted() {
     let mut broker = Broker::start();
     let mut wire = client::connect(&broker);
     assert_eq!(client::create_topic(&mut wire, "before", 1, 1, &[]).error_code, errors::NONE);

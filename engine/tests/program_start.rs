@@ -69,7 +69,7 @@ fn help_and_version_go_to_stdout() {
 }
 
 #[test]
-fn what_is_impossible_is_refused_before_anything_is_touched() {
+fn impossible_settings_are_refused_before_anything_is_touched() {
     let dir = tempfile::tempdir().unwrap();
     let data_dir = dir.path().join("data");
     let config = dir.path().join("millrace.toml");

@@ -150,7 +150,7 @@ millrace_leads_once{core=\"0\"} 5
     }
 
     #[test]
-    fn what_came_between_two_pages_is_their_difference() {
+    fn the_difference_of_two_pages_is_what_came_between() {
         let before = &histograms(PAGE, "millrace_turn_seconds")[&11];
         let later = PAGE.replace("le=\"2\"} 3", "le=\"2\"} 13").replace("} 3\n", "} 23\n").replace("0.25", "60.25");
         let since = histograms(&later, "millrace_turn_seconds")[&11].since(before);

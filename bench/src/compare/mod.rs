@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_varies_in_a_file_is_part_of_the_case() {
+    fn an_option_that_varies_in_a_file_is_part_of_the_case() {
         let file = [
             report("produce", 1.0, 0.0, &[("partitions", "1"), ("linger", "5ms"), ("topic", "x")]),
             report("produce", 1.0, 1.0, &[("partitions", "16"), ("linger", "5ms"), ("topic", "y")]),
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_said() {
+    fn missing_repeats_and_turns_are_named() {
         let rows = rows(&runs(1.0, 0.0)[..1], &runs(1.0, 0.5)[..1]);
         assert!(table(&rows).contains("give more by --repeat"), "{}", table(&rows));
         let apart = super::rows(&runs(1.0, 0.0), &runs(1.0, 100.0));

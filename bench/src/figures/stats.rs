@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_published_is_taken_once() {
+    fn published_times_are_taken_once() {
         let live = Live::default();
         let mut recent = histogram();
         for _ in 0..2 {

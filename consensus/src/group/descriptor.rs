@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_encoded_is_decoded() {
+    fn encoded_values_are_decoded() {
         for data in [EntryData::Nothing, EntryData::Batch(BATCH), EntryData::LogStart { offset: u64::MAX }] {
             assert_eq!(EntryData::decode(&data.encode()), Ok(data));
         }

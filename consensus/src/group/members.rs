@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_protobuf_writes_of_a_change_is_read_and_nothing_else() {
+    fn only_changes_of_members_as_protobuf_writes_them_are_read() {
         use protobuf::Message as _;
         let changes = [Member::Voter(1), Member::Learner(300), Member::Removed(u64::MAX)];
         for changes in [&changes[..], &changes[1..2], &[]] {

@@ -93,7 +93,7 @@ fn a_peer_behind_the_log_gets_the_snapshot() {
 }
 
 #[test]
-fn who_hears_a_leader_elects_nobody_else_though_its_term_is_taken_from_it() {
+fn a_replica_that_hears_its_leader_votes_for_nobody_else() {
     let mut peers = Peers::new(3);
     peers.tick(1, |_| true);
     let term = peers.get(1).term();

@@ -286,7 +286,7 @@ fn a_recorded_commit_is_never_above_the_record_it_comes_with() {
 }
 
 #[test]
-fn what_a_peer_may_not_send_changes_nothing() {
+fn a_message_that_a_peer_may_not_send_changes_nothing() {
     let mut group = leader();
     settle(&mut group, &mut Disk::default());
     let end = group.last_index();

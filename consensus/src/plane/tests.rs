@@ -389,7 +389,7 @@ fn the_fast_path_needs_the_lease_and_nobody_else() {
 }
 
 #[test]
-fn what_is_durable_nowhere_is_not_acknowledged() {
+fn a_write_that_is_durable_nowhere_is_not_acknowledged() {
     let mut world = World::new();
     world.slow_disk = Some(1);
     let token = submit(&mut world, 1, "slow", Acks::Leader, Until::Acked);

@@ -103,7 +103,7 @@ fn messages() -> Vec<PeerMessage> {
 }
 
 #[test]
-fn what_was_encoded_is_decoded() {
+fn encoded_values_are_decoded() {
     assert_eq!(decode_hello(&encode_hello(&hello())), Ok(hello()));
     let new = Hello { cluster_id: None, caller: Caller::Tool, ..hello() };
     assert_eq!(decode_hello(&encode_hello(&new)), Ok(new));
@@ -245,7 +245,7 @@ fn a_hello_of_a_newer_protocol_is_refused_by_name() {
 }
 
 #[test]
-fn what_is_cut_off_is_refused() {
+fn truncated_messages_are_refused() {
     let (greeting, sent) = (encode_hello(&hello()), encode(&messages()));
     let request = encode_request(&ToolRequest { id: 7, ask: ToolAsk::Describe });
     let response = encode_response(&ToolResponse { id: 7, answer: ToolAnswer::Quorum(Quorum::default()) });
@@ -310,7 +310,7 @@ fn a_small_frame_that_names_one_large_part_often_is_refused() {
 }
 
 #[test]
-fn what_raft_could_not_bear_is_refused() {
+fn messages_that_raft_cannot_handle_are_refused() {
     let mut gap = raft(MessageType::MsgAppend);
     gap.mut_entries()[1].index = 9;
     let refused = decode(&encode(&[PeerMessage::Raft { group: GroupId(0), message: gap }]));

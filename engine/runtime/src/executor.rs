@@ -278,7 +278,7 @@ mod tests {
 
     /// Work that yields with `give_way` does not run ahead of tasks that wait for the kernel. Both progress in turns.
     #[test]
-    fn who_gives_way_lets_those_go_on_for_whom_the_kernel_has_something() {
+    fn give_way_runs_the_tasks_that_the_kernel_has_woken() {
         const READS: usize = 20;
         on_a_core(|| async {
             round_of_executor().await.unwrap();
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_turns_leaves_others_as_much_time_as_it_takes() {
+    fn a_task_that_takes_turns_leaves_others_as_much_time() {
         on_a_core(|| async {
             let (begun, mut worked) = (clock::now(), Duration::ZERO);
             let mut turns = Turns::begin();

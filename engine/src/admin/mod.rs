@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_served_is_refused() {
+    fn requests_that_are_not_served_are_refused() {
         let (addr, _site) = serve();
         for (request, status) in [
             ("GET /nowhere HTTP/1.1\r\n\r\n", "404"),

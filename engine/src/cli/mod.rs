@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told() {
+    fn wrong_arguments_are_refused_by_name() {
         for (args, part) in [
             (&["--node-id", "x"][..], "node.id = 'x' (--node-id): it must be 0 to 2147483647"),
             (&["--set", "num.partitions"], "write it as NAME=VALUE"),

@@ -507,7 +507,7 @@ verdict at 208896: end before unused space; the ring ends here, nothing is lost
     }
 
     #[test]
-    fn what_is_no_segment_is_said_to_be_none() {
+    fn a_file_that_is_no_segment_is_named_as_such() {
         let ring = Ring::new();
         ring.put(0, &[]);
         assert_eq!(ring.dump(0), ("D/ring-0000.seg: 65536 bytes, never written\n".to_owned(), Verdict::End));

@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_belongs_to_a_cluster_decides() {
+    fn a_broker_that_belongs_to_a_cluster_decides() {
         let cluster = Cluster { id: "c".to_owned(), founding: vec![5] };
         // This holds even for a founder whose data was erased, and even if a seed is missing.
         let answers = [answer(2, Ok(of_cluster(2, "c"))), answer(3, Err(io::ErrorKind::ConnectionReset))];

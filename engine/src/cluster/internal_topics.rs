@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_version_stored_deletes_no_commits() {
+    fn settings_that_an_earlier_version_stored_delete_no_commits() {
         let wrong = stored(&[
             ("retention.ms", "1000"),
             ("retention.bytes", "4096"),

@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn who_could_be_reached_by_others_needs_a_secret() {
+    fn an_address_that_others_can_reach_needs_a_secret() {
         let two = Some("1@127.0.0.1:9291,2@127.0.0.1:9292");
         for (addr, seeds, named) in [
             ("10.0.0.1:9291", None, Some("peer.addr = 10.0.0.1:9291")),

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_is_what_is_in_force_and_where_from() {
+    fn settings_are_described_as_they_are_in_force_with_their_source() {
         let all = (None, METADATA_ACKS, Some("leader"));
         let one = (Some(1), METADATA_ACKS, Some("quorum"));
         let file: &[(&str, &str)] = &[(METADATA_ACKS, "leader")];
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_changed_is_refused_by_name() {
+    fn a_setting_that_cannot_be_changed_is_refused_by_name() {
         check_name(None, METADATA_ACKS).unwrap();
         check_name(Some(3), METADATA_ACKS).unwrap();
         check_name(None, METADATA_VOTERS).unwrap();

@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_file_holds_wrong_is_refused_with_its_path() {
+    fn a_wrong_line_of_the_file_is_refused_with_its_path() {
         for (toml, part) in [
             ("num.partitions = 0", "num.partitions = '0' (/"),
             ("num.partitions = 1.5", "a TOML float"),

@@ -89,7 +89,7 @@ fn finer_units_go_first() {
 }
 
 #[test]
-fn what_is_advertised_is_what_is_bound_unless_told() {
+fn the_bound_address_is_advertised_unless_another_is_set() {
     let bound = "127.0.0.1:4711".parse().unwrap();
     assert_eq!(Config::default().advertised(bound), ("127.0.0.1".into(), 4711));
     let told = with(&[("advertised.kafka.addr", "kafka.example:9999")]);

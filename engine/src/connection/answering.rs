@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_becomes_of_a_request_without_its_client_depends_on_what_it_does() {
+    fn a_request_without_its_client_ends_or_goes_on_by_its_kind() {
         use Orphan::{Dropped, DroppedAtEnd, GoesOn};
         let expected = [
             (ApiKey::Fetch, Dropped),

@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_left_behind_is_not_read_once_there_is_room_for_it() {
+    fn a_dead_clients_frame_is_not_read_when_it_gets_room() {
         runtime::block_on(async {
             let (connection, client) = connected();
             assert_eq!(wait(&connection, || {}).await, Some(()));

@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_moves_too_little_for_too_long_is_stalled() {
+    fn a_connection_that_moves_too_little_for_too_long_is_stalled() {
         let start = Instant::now();
         let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
         let motion = Motion::new(start);

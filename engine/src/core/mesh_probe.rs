@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_done_is_refused() {
+    fn a_probe_that_cannot_run_is_refused() {
         let asked = |probe| targets(CoreId(1), 3, probe);
         assert_eq!(asked(PROBE), Ok(vec![CoreId(0), CoreId(2)]));
         assert_eq!(asked(Probe { to: Some(2), ..PROBE }), Ok(vec![CoreId(2)]));

@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_depends_on_order_shares_a_lane() {
+    fn messages_that_depend_on_their_order_share_a_lane() {
         let (id, from) = ((CoreId(0), 1), IpAddr::from([10, 0, 0, 1]));
         // These follow asks.
         for notice in [Notice::CallBackFetch { id }, Notice::LeaveAddress { from }, Notice::Drained] {

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_the_system_is_a_warning_with_its_remedy() {
+    fn a_limit_of_the_system_is_a_warning_with_its_remedy() {
         type Change = fn(&mut Found<'_>);
         let rows: [(&str, Change); 4] = [
             ("does not support O_DIRECT", |found| found.o_direct = false),

@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_gets_room_that_another_gives_back_or_gives_up_at_the_deadline() {
+    fn a_waiter_gets_returned_room_or_gives_up_at_its_deadline() {
         let test = || async {
             let metrics = CoreMetrics::default();
             let answers = Answers::new(Accounts::new(1, 100), CoreId(0));

@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_goes_on_when_room_is_given_back() {
+    fn a_waiter_goes_on_when_room_is_returned() {
         let requests = Requests::new(32 << 10);
         let mut first = requests.reservation(100, true);
         let (mut second, mut third) = (requests.reservation(100, true), requests.reservation(100, true));

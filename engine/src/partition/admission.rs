@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_passes_a_large_append_takes_no_more_room_than_it_needs() {
+    fn appends_that_pass_a_large_one_take_no_more_room_than_they_need() {
         let claim = Claim::default();
         let passes = |bytes: [usize; 4]| bytes.map(|bytes| claim.let_pass(bytes));
         assert_eq!(passes([70, 70, 70, 1000]), [true; 4], "no append waits");

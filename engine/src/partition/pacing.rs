@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_left_behind_counts_again_once_it_has_caught_up() {
+    fn a_replica_that_was_left_behind_counts_again_once_it_has_caught_up() {
         let mut ahead = ahead(8);
         ahead.held = HELD_MAX;
         ahead.leave_behind(&[RaftIndex::ZERO, RaftIndex::new(6)]);

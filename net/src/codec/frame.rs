@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_frame_is_told_by_name() {
+    fn bytes_that_are_no_frame_are_named() {
         let cases: [(&[u8], FrameError); 9] = [
             (b"GET / HTTP/1.1\r\n", FrameError::Http { method: "GET" }),
             (b"POST /topics HTTP/1.1\r\n", FrameError::Http { method: "POST" }),

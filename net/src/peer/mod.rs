@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_block_refuses_others_and_waits_no_longer_than_it_said() {
+    fn a_blocking_client_refuses_others_and_keeps_its_timeout() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         for (bytes, why) in [
             (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], "does not speak"),
@@ -490,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_block_talks_to_who_may_not() {
+    fn a_blocking_client_talks_to_an_asynchronous_server() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let patience = Duration::from_secs(10);

@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_is_an_error_and_damage_never_a_panic() {
+    fn a_cut_batch_is_an_error_and_damage_never_a_panic() {
         let mut rng = fastrand::Rng::with_seed(6);
         let sample = &samples()[4][..];
         let raw: Bytes = snap::raw::Encoder::new().compress_vec(sample).unwrap().into();

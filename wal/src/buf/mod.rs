@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_split_off_is_a_chunk_of_its_own() {
+    fn the_rest_that_is_split_off_is_a_chunk_of_its_own() {
         let mut first = Chunk::new(3 * BLOCK);
         first.push(b"first");
         let mut second = first.split_rest().expect("two blocks are left");

@@ -154,7 +154,7 @@ pub fn acked_survives(seed: u64, prepare: &dyn Fn(&SimDisk)) -> Result<(u64, u64
 }
 
 #[test]
-fn what_was_acked_is_read_back_after_crashes_at_any_operation() {
+fn acknowledged_records_are_read_back_after_crashes_at_any_operation() {
     let totals = Rc::new(std::cell::Cell::new((0, 0)));
     seeds("what_was_acked", 200, |seed| {
         let (laps, cuts) = acked_survives(seed, &|_| {})?;

@@ -73,7 +73,7 @@ fn a_synced_write_covers_itself_alone() {
 }
 
 #[test]
-fn of_writes_to_one_place_any_may_survive() {
+fn any_of_several_writes_to_one_place_may_survive() {
     let (disk, file) = with_file(5);
     for fill in 1..=3 {
         on(file.write(0, blocks(fill, 1), Durability::Cached));

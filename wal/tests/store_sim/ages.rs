@@ -146,7 +146,7 @@ fn a_clock_that_is_a_little_ahead_still_tells_the_age() {
 }
 
 #[test]
-fn what_is_written_later_makes_a_segment_younger() {
+fn a_later_write_makes_a_segment_younger() {
     let world = world(LogOptions { segment_ms: None, ..options() });
     world.at(NOW);
     world.append(&[-1]);

@@ -104,7 +104,7 @@ fn lies_in(part: &Bytes, whole: &Bytes) -> bool {
 }
 
 #[test]
-fn what_is_staged_together_for_many_logs_costs_one_ring_write_with_one_sync() {
+fn records_of_many_logs_staged_together_cost_one_ring_write_with_one_sync() {
     for seed in 0..10 {
         let world = world(seed, 20);
         let mut rng = fastrand::Rng::with_seed(seed);

@@ -60,21 +60,21 @@ fn failing(seed: u64, disk: &SimDisk, kinds: &'static [Kind], every: u32, code: 
 const ENOSPC: i32 = 28;
 
 #[test]
-fn what_was_acked_survives_crashes_at_any_operation() {
+fn acknowledged_records_survive_crashes_at_any_operation() {
     let [hot, cold, carried] = all("crashes_at_any_operation", 40, |_, _| {});
     assert!(hot > 0 && cold > 0, "both kinds of reads were compared, not {hot} and {cold}");
     assert!(carried > 0, "checkpoints carried batches");
 }
 
 #[test]
-fn what_was_acked_survives_on_a_disk_that_is_full_now_and_then() {
+fn acknowledged_records_survive_on_a_disk_that_is_full_now_and_then() {
     all("full_now_and_then", 15, |seed, disk| {
         failing(seed, disk, &[Kind::Create, Kind::Write, Kind::Rename], 20, ENOSPC);
     });
 }
 
 #[test]
-fn what_was_acked_survives_on_a_disk_that_fails_now_and_then() {
+fn acknowledged_records_survive_on_a_disk_that_fails_now_and_then() {
     const EIO: i32 = 5;
     all("fails_now_and_then", 15, |seed, disk| {
         failing(seed, disk, &[Kind::Create, Kind::Write, Kind::Rename, Kind::Sync, Kind::SyncDir], 200, EIO);

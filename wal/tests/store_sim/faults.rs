@@ -211,7 +211,7 @@ fn fill(disk: &SimDisk) {
 
 /// Wherever the broker dies meanwhile.
 #[test]
-fn what_is_removed_makes_room_on_a_disk_that_has_none() {
+fn removed_topics_make_room_on_a_full_disk() {
     for stop_after in 1.. {
         let disk = fresh_disk(7);
         let (store, model) = filled(7, &disk);

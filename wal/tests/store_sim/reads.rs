@@ -87,7 +87,7 @@ fn memory_segments_and_both_serve_every_offset_alike() {
 }
 
 #[test]
-fn what_is_in_memory_is_served_without_copying() {
+fn batches_in_memory_are_served_without_copying() {
     let world = world(1, StoreConfig { cache_bytes: 1 << 20, ..config() }, options());
     world.append(10);
     let pick = || match world.store.read(GROUP, 0, world.high(), 1, true) {

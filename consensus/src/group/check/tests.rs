@@ -183,7 +183,7 @@ fn entries_that_do_not_follow_or_that_the_group_does_not_hold_are_refused() {
 }
 
 #[test]
-fn what_contradicts_what_is_committed_is_refused() {
+fn a_message_that_contradicts_committed_entries_is_refused() {
     let mut group = follower();
     // Appends after an entry whose term contradicts the last committed entry: at its index, or above with a lower
     // term.

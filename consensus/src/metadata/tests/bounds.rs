@@ -71,7 +71,7 @@ fn bytes_that_tell_one_part_many_times_are_refused() {
 }
 
 #[test]
-fn what_is_small_and_many_is_not_taken_for_forged() {
+fn many_small_elements_are_not_taken_for_forged() {
     const MANY: usize = 20_000;
     let (name, id): (Arc<str>, _) = ("".into(), Uuid::nil());
     let watermark = WatermarkReport { partition: 0, high_watermark: 0, log_start: 0, end_offset: 0 };

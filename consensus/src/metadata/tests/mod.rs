@@ -242,7 +242,7 @@ fn a_request_that_comes_twice_is_answered_twice_and_applied_once() {
 }
 
 #[test]
-fn what_an_origin_needs_no_more_is_forgotten_and_refused() {
+fn answers_that_an_origin_needs_no_more_are_forgotten() {
     let mut slice = Slice::new(slice_of_cluster());
     for sequence in 1..=5 {
         assert_eq!(first_id(&mut slice, &producer_ids(sequence, 1)), Ok(10 * (sequence as i64 - 1)));

@@ -135,7 +135,7 @@ fn watermarks_never_go_back_and_stay_in_order() {
 }
 
 #[test]
-fn what_is_known_of_partitions_goes_with_their_topic() {
+fn reports_of_partitions_go_with_their_topic() {
     let mut model = Model::new();
     model.leads(0, Term(1), 1);
     model.marks(1, 0, 1);

@@ -59,7 +59,7 @@ fn a_new_disk_gets_the_node_id_of_a_broker_only_once_that_broker_is_fenced() {
 }
 
 #[test]
-fn of_two_new_disks_with_one_node_id_the_second_waits() {
+fn the_second_of_two_new_disks_with_one_node_id_waits() {
     let mut world = World::new();
     let first = submit_command(&mut world, 1, of_three(8, 5));
     let second = submit_command(&mut world, 1, of_three(9, 6));

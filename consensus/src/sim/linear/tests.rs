@@ -72,7 +72,7 @@ fn holds(calls: &[Call<Register>]) -> bool {
 }
 
 #[test]
-fn what_happens_one_after_the_other_is_seen_in_that_order() {
+fn operations_one_after_the_other_are_seen_in_that_order() {
     assert!(holds(&[]));
     assert!(holds(&[write(0, 1, 7, 0), read(2, 3, 7), write(4, 5, 8, 7), read(6, 7, 8)]));
     assert!(!holds(&[write(0, 1, 7, 0), read(2, 3, 0)]), "stale");
@@ -82,7 +82,7 @@ fn what_happens_one_after_the_other_is_seen_in_that_order() {
 }
 
 #[test]
-fn what_overlaps_may_be_in_any_order_but_only_one() {
+fn overlapping_operations_may_be_in_any_order_but_only_one() {
     assert!(holds(&[write(0, 10, 7, 0), read(1, 2, 0), read(3, 4, 7)]));
     assert!(!holds(&[write(0, 10, 7, 0), read(1, 2, 7), read(3, 4, 0)]), "it was there, and then not");
     assert!(holds(&[write(0, 10, 7, 0), read(1, 4, 7), read(3, 5, 0)]), "the reads overlap too");
@@ -110,7 +110,7 @@ fn answers_of_writes_count_too() {
 }
 
 #[test]
-fn what_has_no_answer_may_have_happened_or_not_but_once_and_not_before_it_was_asked_for() {
+fn an_unanswered_operation_may_have_happened_once_and_not_before_its_start() {
     let lost = || unanswered(0, Op::Write(7));
     assert!(holds(&[lost(), read(1, 2, 0)]), "never");
     assert!(holds(&[lost(), read(1, 2, 7)]), "at once");
@@ -178,7 +178,7 @@ fn an_impossible_history_is_told_so_that_it_can_be_understood() {
 }
 
 #[test]
-fn what_changes_nothing_now_may_change_something_later() {
+fn an_operation_without_effect_now_may_have_one_later() {
     // Written while the value is there already, or after it was overwritten. Only the latter explains the read.
     let overwritten = write(0, 10, 8, 7);
     assert!(holds(&[write(0, 1, 7, 0), overwritten, call(2, 10, Op::Write(7), Reply::Was(8)), read(11, 12, 7)]));

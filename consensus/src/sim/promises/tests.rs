@@ -89,7 +89,7 @@ fn gone() -> Topic {
 }
 
 #[test]
-fn what_is_committed_is_shown_to_all_that_ask_later() {
+fn a_committed_write_is_shown_to_all_later_reads() {
     let deleted = || asked_for().delete(1, 10, 20, Told::Committed);
     assert!(deleted().read(2, 15, 30, &there()).read(2, 31, 40, &gone()).holds(&log(Term(1))));
     assert!(!deleted().read(2, 21, 30, &there()).holds(&log(Term(1))));
@@ -100,7 +100,7 @@ fn what_is_committed_is_shown_to_all_that_ask_later() {
 }
 
 #[test]
-fn what_a_leader_acknowledged_alone_is_in_the_way_of_writes_at_once_and_of_reads_in_the_end() {
+fn a_write_acknowledged_by_the_leader_alone_blocks_other_writes_at_once_and_reads_in_the_end() {
     let deleted = || asked_for().delete(1, 10, 20, ALONE);
     let again =
         |run: Run| run.write(2, 30, 40, delete(), Ok(Err(Rejection::UnknownTopic(NAME.into()))), Told::Committed);

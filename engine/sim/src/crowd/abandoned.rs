@@ -154,7 +154,7 @@ fn all_places(join: impl FnMut() -> Place) -> Vec<Place> {
 
 /// Others have all places to decode, to look up and to read from the disk.
 #[test]
-fn who_waits_for_one_of_few_places_leaves_its_line() {
+fn a_request_that_waits_for_one_of_few_places_leaves_its_queue() {
     let calm = Calm::new(11, 1);
     let node = &calm.nodes[0];
     let core = node.core().expect("it runs");
@@ -456,7 +456,7 @@ fn a_request_that_waits_for_members_lets_go_of_its_frame() {
 
 /// A request that waits for other brokers, or for members, stays until they decide.
 #[test]
-fn what_waits_for_others_is_decided_without_its_client() {
+fn a_group_request_that_waits_for_others_is_decided_without_its_client() {
     let calm = Calm::new(5, 3);
     let leader = calm.leader().clone();
     let find = FindCoordinatorRequest::default().with_coordinator_keys(vec![text("crowd")]);
@@ -496,7 +496,7 @@ fn what_waits_for_others_is_decided_without_its_client() {
 
 /// A batch that meets a hand-over stays until its end, also without its client, and no longer.
 #[test]
-fn what_meets_a_hand_over_ends_with_it() {
+fn an_append_that_meets_a_hand_over_ends_with_it() {
     let calm = Calm::new(11, 3);
     let leader = calm.leader().clone();
     let core = leader.core().expect("it runs");
@@ -537,7 +537,7 @@ fn of_producer(epoch: i16) -> Request {
 /// A read, or a refusal because of a producer's state, stays until a majority has answered or the leader steps down,
 /// also without its client, and no longer.
 #[test]
-fn what_waits_for_proof_of_leadership_ends_with_it() {
+fn a_read_that_waits_for_proof_of_leadership_ends_with_it() {
     for (steps_down, refused, read) in [
         (false, ErrorCode::InvalidProducerEpoch, Ok(())),
         (true, ErrorCode::NotLeaderOrFollower, Err(ErrorCode::NotLeaderOrFollower)),

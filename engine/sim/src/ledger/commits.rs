@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_acknowledged_is_not_lost() {
+    fn an_acknowledged_commit_is_not_lost() {
         let mut history = GroupHistory::default();
         let asked = history.now();
         history.is_fetched(&place(), asked, None).unwrap();
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_answered_may_count_once() {
+    fn an_unanswered_commit_may_count_once() {
         let mut history = GroupHistory::default();
         let open = history.asks(&who("a"), 1, place(), 5);
         let first = acked(&mut history, 1, 10);
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_lost_its_instance_commits_no_more() {
+    fn a_member_that_lost_its_instance_commits_no_more() {
         let mut history = GroupHistory::default();
         let member = |id: &str, asked| Who { instance: Some("instance".to_owned()), asked, ..who(id) };
         let first = member("first", history.now());

@@ -144,7 +144,7 @@ fn assert_held(what: &str, held: i64, counted: i64) {
 }
 
 #[test]
-fn what_groups_take_is_counted() {
+fn the_memory_of_groups_is_counted() {
     assert_counted("groups with one offset", true, |filled| {
         (0..2_000).for_each(|n| filled.commit(&format!("group-{n}"), "topic", 1, ""));
     });
@@ -178,7 +178,7 @@ fn what_groups_take_is_counted() {
 }
 
 #[test]
-fn what_is_being_stored_is_counted_until_its_end() {
+fn a_record_that_is_being_stored_is_counted_until_its_end() {
     let commits = |filled: &mut Filled| (0..500).for_each(|_| filled.commit("group", "topic", 20, &"m".repeat(50)));
     let assignments = |filled: &mut Filled| {
         (0..100).for_each(|n| filled.lone_member(&format!("group-{n}"), None, 100_000));
@@ -196,7 +196,7 @@ fn what_is_being_stored_is_counted_until_its_end() {
 }
 
 #[test]
-fn what_a_load_brings_is_counted() {
+fn the_memory_of_a_load_is_counted() {
     let filled = assert_counted("groups of all kinds", true, |filled| {
         for n in 0..1_000 {
             let group = format!("group-{n}");

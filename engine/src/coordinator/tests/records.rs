@@ -120,7 +120,7 @@ fn all_versions_are_read() {
 }
 
 #[test]
-fn what_is_wrong_is_named() {
+fn a_damaged_record_is_named() {
     let edit = |at: usize, byte: u8| {
         let mut bytes = GROUP_3.to_vec();
         bytes[at] = byte;

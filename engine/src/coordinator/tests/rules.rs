@@ -230,7 +230,7 @@ fn member_ids_given_out_are_bounded() {
 }
 
 #[test]
-fn what_is_stored_does_not_hold_on_to_frames() {
+fn stored_members_keep_no_frames_alive() {
     let mut world = World::new(Config { group_initial_rebalance_delay_ms: 0, ..Config::default() });
     let frame = Bytes::from(vec![b'x'; 1 << 16]);
     let replies = world.step(1, &context(3), join(frame.slice(10..20)));
@@ -403,7 +403,7 @@ fn a_sweep_looks_at_a_bounded_number_of_offsets_in_a_turn() {
 }
 
 #[test]
-fn what_has_expired_goes_in_turns() {
+fn expired_offsets_are_removed_in_turns() {
     const GROUPS: usize = 30;
     const PARTITIONS: i32 = 1000;
     const EVERY_MS: i64 = 5_000;

@@ -128,7 +128,7 @@ fn a_truncation_brings_back_the_old_epoch() {
 
 #[test]
 #[should_panic(expected = "what is committed is never truncated")]
-fn what_is_committed_is_not_truncated() {
+fn committed_batches_are_not_truncated() {
     let mut log = Log::default();
     log.write(1, 0, 0, 1);
     log.producers.commit_to(RaftIndex::new(1));

@@ -284,7 +284,7 @@ fn the_decoded_form_of_a_request_is_bounded_by_its_elements() {
 }
 
 #[test]
-fn what_is_not_served_is_told_apart() {
+fn unsupported_apis_and_versions_are_told_apart() {
     let frame = |key: i16, version: i16| {
         let mut frame = BytesMut::new();
         frame.extend_from_slice(&key.to_be_bytes());

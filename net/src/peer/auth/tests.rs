@@ -40,7 +40,7 @@ fn run(mut caller: Handshake, mut answerer: Handshake, mut change: impl FnMut(us
 }
 
 #[test]
-fn who_knows_the_secret_is_met_on_both_sides() {
+fn both_sides_accept_a_peer_that_knows_the_secret() {
     let (caller, answerer) = pair(secret(7), secret(7));
     let (by_caller, by_answerer, sent, errors) = run(caller, answerer, |_, frame| {
         let clear = [7; SECRET_BYTES_MIN];
@@ -66,7 +66,7 @@ fn the_bytes_stay_as_they_are() {
 }
 
 #[test]
-fn who_does_not_know_it_learns_nothing() {
+fn a_peer_without_the_secret_learns_nothing() {
     let (caller, answerer) = pair(secret(7), secret(8));
     let (by_caller, by_answerer, sent, errors) = run(caller, answerer, |_, _| {});
     assert_eq!((by_caller, by_answerer), (None, None));

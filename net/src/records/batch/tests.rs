@@ -111,7 +111,7 @@ fn all_are_refused(cases: Vec<Refused>) {
 }
 
 #[test]
-fn what_may_not_be_stored_is_refused_by_name() {
+fn batches_that_may_not_be_stored_are_refused_by_name() {
     let good = sample(Codec::None);
     let mut flipped = good.to_vec();
     *flipped.last_mut().unwrap() ^= 1;
@@ -286,7 +286,7 @@ fn damage_anywhere_is_refused_and_never_panics() {
 }
 
 #[test]
-fn what_the_broker_assigns_leaves_the_records_alone() {
+fn offset_and_epoch_are_assigned_without_changing_the_records() {
     for codec in Codec::ALL {
         let sent = sample(codec);
         let assigned = Assigned { base_offset: 1 << 40, partition_leader_epoch: 6, log_append_time_ms: None };

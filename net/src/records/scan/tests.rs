@@ -86,7 +86,7 @@ fn one_share_does_so_much_and_no_more() {
 }
 
 #[test]
-fn what_unfolds_to_more_than_is_allowed_is_an_error() {
+fn a_batch_that_expands_beyond_the_limit_is_an_error() {
     for codec in [Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd] {
         let batch = batch(codec, &[1 << 20]);
         let mut scan = scan(&batch, 100_000);

@@ -166,7 +166,7 @@ fn many_shared_parts_arrive_in_order() {
 }
 
 #[test]
-fn what_is_not_kafka_ends_only_its_connection() {
+fn bytes_that_are_not_kafka_end_only_their_connection() {
     let cases: [(&[u8], FrameError); 4] = [
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", FrameError::Http { method: "GET" }),
         (&[22, 3, 1, 0, 200, 1], FrameError::Tls),

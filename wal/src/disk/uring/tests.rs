@@ -11,7 +11,7 @@ fn on_a_core<F: Future<Output = ()> + 'static>(main: impl FnOnce(UringDisk, Path
 }
 
 #[test]
-fn what_was_written_is_read_back() {
+fn written_bytes_are_read_back() {
     on_a_core(|disk, dir| async move {
         let path = dir.join("file");
         let file = disk.open(&path, OpenMode::CreateNew).await.unwrap();

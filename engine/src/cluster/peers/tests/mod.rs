@@ -267,7 +267,7 @@ fn a_broker_that_comes_back_is_found_again_and_gets_nothing_old() {
 }
 
 #[test]
-fn who_is_there_must_be_of_this_cluster_and_the_node_that_was_looked_for() {
+fn the_other_end_must_be_the_wanted_node_of_this_cluster() {
     on_a_core(|| async {
         let others = [
             Hello { cluster_id: Some("theirs".to_owned()), ..hello(2) },
@@ -290,7 +290,7 @@ fn who_is_there_must_be_of_this_cluster_and_the_node_that_was_looked_for() {
 }
 
 #[test]
-fn who_comes_must_be_of_this_cluster_too_and_hears_so() {
+fn a_broker_that_connects_must_be_of_this_cluster() {
     on_a_core(|| async {
         let (peers, inbox, addr) = broker(hello(1), &[]);
         let strangers = [
@@ -330,7 +330,7 @@ fn refusals_say_what_to_do() {
 }
 
 #[test]
-fn what_is_not_what_brokers_say_ends_the_connection() {
+fn an_unknown_message_ends_the_connection() {
     on_a_core(|| async {
         let (_peers, inbox, addr) = broker(hello(1), &[]);
         for (kind, bytes) in [
@@ -398,7 +398,7 @@ fn spoiled_bytes_harm_nobody_else() {
 }
 
 #[test]
-fn what_waits_for_a_slow_broker_is_bounded() {
+fn the_queue_of_a_slow_broker_is_bounded() {
     on_a_core(|| async {
         let (bound, addr) = bound();
         let listener = Listener::new(bound).unwrap();

@@ -245,7 +245,7 @@ async fn proved(addr: SocketAddr) -> Other {
 }
 
 #[test]
-fn what_comes_right_behind_the_proof_goes_on_to_the_core_that_it_is_for() {
+fn bytes_right_behind_the_proof_reach_the_core_that_they_are_for() {
     on_a_core(|| async {
         let (_peers, host, addr) = of_two_cores();
         for round in 0..20 {

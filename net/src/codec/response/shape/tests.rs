@@ -109,7 +109,7 @@ fn leave_group() {
 // Fields that only newer versions have are dropped from older ones. They cause no error.
 
 #[test]
-fn what_a_version_cannot_say_of_topics_is_left_out() {
+fn fields_of_topics_that_a_version_lacks_are_left_out() {
     use kafka::{describe_topic_partitions_response as dtp, list_offsets_response as lo};
     for version in 1..=10 {
         let partition = lo::ListOffsetsPartitionResponse::default().with_leader_epoch(5);
@@ -140,7 +140,7 @@ fn what_a_version_cannot_say_of_topics_is_left_out() {
 }
 
 #[test]
-fn what_a_version_cannot_say_of_groups_and_producers_is_left_out() {
+fn fields_of_groups_and_producers_that_a_version_lacks_are_left_out() {
     use kafka::describe_groups_response as dg;
     for version in 0..=9 {
         let response = kafka::JoinGroupResponse::default().with_skip_assignment(true).with_protocol_name(None);
@@ -163,7 +163,7 @@ fn what_a_version_cannot_say_of_groups_and_producers_is_left_out() {
 }
 
 #[test]
-fn what_a_version_cannot_say_of_the_cluster_is_left_out() {
+fn fields_of_the_cluster_that_a_version_lacks_are_left_out() {
     use kafka::{describe_cluster_response as dc, describe_quorum_response as dq};
     for version in 0..=2 {
         let broker = dc::DescribeClusterBroker::default().with_is_fenced(true);
