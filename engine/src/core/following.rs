@@ -78,8 +78,8 @@ impl Core {
         let address = HostPort { host: broker.peer_addr.host.clone(), port: broker.peer_addr.port };
         self.peers().set_address(broker.node, address.to_string());
         self.peers().set_registered(broker.node, broker.peer);
-        for partition in self.partitions_that(|partition| partition.concerns(broker.node)) {
-            partition.meets(self);
+        for partition in self.partitions_that(|partition| partition.has_replica_on(broker.node)) {
+            partition.on_core_reachable(self);
         }
     }
 

@@ -131,12 +131,12 @@ impl Parts for Core {
 }
 
 impl Liveness for Core {
-    fn stirs(&self, group: GroupId) {
-        self.groups.stirs(group);
+    fn wake_timers(&self, group: GroupId) {
+        self.groups.wake_timers(group);
     }
 
-    fn rests(&self, group: GroupId) {
-        self.groups.rests(group);
+    fn stop_timers(&self, group: GroupId) {
+        self.groups.stop_timers(group);
     }
 
     fn sleeps_on(&self, group: GroupId) -> bool {

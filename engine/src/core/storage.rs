@@ -81,7 +81,7 @@ impl Core {
             partition.stop_counting_health(&self.metrics);
         }
         self.view_changed.notify();
-        self.groups.rests(id);
+        self.groups.stop_timers(id);
         self.coordinators.resign(id);
         if id == META_GROUP {
             self.metrics.metadata_leads.set(0);

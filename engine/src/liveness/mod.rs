@@ -106,11 +106,11 @@ impl Groups {
         self.ran_for.get()
     }
 
-    pub(crate) fn stirs(&self, group: GroupId) {
+    pub(crate) fn wake_timers(&self, group: GroupId) {
         self.awake.borrow_mut().insert(group);
     }
 
-    pub(crate) fn rests(&self, group: GroupId) {
+    pub(crate) fn stop_timers(&self, group: GroupId) {
         self.awake.borrow_mut().remove(&group);
     }
 
@@ -203,8 +203,8 @@ impl Groups {
             let concerned = concerned(&**core, node, beat.core, beat.cores);
             tracing::info!(node, core = beat.core, partitions = concerned.len(), "a core of another broker is alive");
             concerned.iter().for_each(|partition| match before {
-                Some(before) if before.incarnation != beat.incarnation => partition.loses(core, node),
-                _ => partition.meets(core),
+                Some(before) if before.incarnation != beat.incarnation => partition.on_core_lost(core, node),
+                _ => partition.on_core_reachable(core),
             });
         }
     }
@@ -213,7 +213,7 @@ impl Groups {
 /// The partitions with a replica on that core of another broker.
 fn concerned(core: &impl Host, node: i32, there: u16, cores: u16) -> Vec<Rc<Partition>> {
     core.partitions_that(|partition| {
-        partition.concerns(node) && core_of(partition.group(), usize::from(cores.max(1))).0 == usize::from(there)
+        partition.has_replica_on(node) && core_of(partition.group(), usize::from(cores.max(1))).0 == usize::from(there)
     })
 }
 
@@ -249,7 +249,7 @@ pub async fn run(core: Rc<impl Host>) {
         for group in awake {
             match core.partition(group) {
                 Some(partition) => partition.tick(&core, now),
-                None => core.groups().rests(group),
+                None => core.groups().stop_timers(group),
             }
         }
         core.metrics().replication_groups_awake.set(core.groups().awake() as u64);
@@ -286,7 +286,7 @@ fn mark_silent(core: &Rc<impl Host>, now: Duration) {
         let mut concerned = concerned(&**core, node, of, cores);
         tracing::info!(node, core = of, partitions = concerned.len(), "a core of another broker is silent");
         concerned.retain(|partition| !core.groups().sleeps_on(partition.group()));
-        concerned.iter().for_each(|partition| partition.loses(core, node));
+        concerned.iter().for_each(|partition| partition.on_core_lost(core, node));
     }
 }
 
@@ -295,8 +295,8 @@ fn meet_reached(core: &Rc<impl Host>) {
     let ways = core.reached();
     let before = core.groups().ways.replace(ways.clone());
     for node in ways.difference(&before).map(|peer| node_of(*peer)) {
-        let concerned = core.partitions_that(|partition| partition.concerns(node));
-        concerned.iter().for_each(|partition| partition.meets(core));
+        let concerned = core.partitions_that(|partition| partition.has_replica_on(node));
+        concerned.iter().for_each(|partition| partition.on_core_reachable(core));
     }
 }
 

@@ -142,12 +142,12 @@ impl Partition {
                 return self.refuse(error.into());
             }
         };
-        self.runs_ahead(core, position.index, descriptor.bytes as usize);
+        self.count_ahead(core, position.index, descriptor.bytes as usize);
         let (promise, answer) = promise();
         let appended = Appended { base_offset, log_append_time: log_append_time_ms, log_start };
         state.waiters(acks).push_back(Waiting { index: position.index, appended, promise });
         drop(state);
-        self.stir(core);
+        self.wake_timers(core);
         ready::stage(core, &**self);
         core.admission().staged(core.store().staged(), descriptor.bytes as usize);
         Ok(answer)
@@ -255,7 +255,7 @@ impl Partition {
         state.unsure.push_back(Unsure { token, what });
         drop(state);
         self.replica.with(|raft| raft.read_index(token));
-        self.stir(core);
+        self.wake_timers(core);
         ready::stage(core, &**self);
     }
 }

@@ -45,9 +45,9 @@ pub trait Parts: OnCore {
 /// The timers of groups, and which brokers are alive.
 pub trait Liveness {
     /// Something happened in a group, so its timers must run.
-    fn stirs(&self, group: GroupId);
+    fn wake_timers(&self, group: GroupId);
     /// A group's timers may stand still.
-    fn rests(&self, group: GroupId);
+    fn stop_timers(&self, group: GroupId);
     /// A planted bug: a resting group ignores brokers that come and go.
     fn sleeps_on(&self, group: GroupId) -> bool;
     /// How long this core has run. Pauses do not count.

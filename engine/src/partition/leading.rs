@@ -47,7 +47,7 @@ impl Partition {
             state.gaps.clear();
             drop(state);
             core.resigned(self.group());
-            self.ends_pacing(core);
+            self.end_pacing(core);
             self.wake_fetches();
             self.count_health(core);
         }
@@ -224,7 +224,7 @@ impl Partition {
                 PeerMessage::Rest(Rest { group: self.group(), at: Position { ..at } }),
             );
         }
-        core.rests(self.group());
+        core.stop_timers(self.group());
     }
 
     /// The replica is open. The preferred leader of a new group stands for election at once. A group of one has no
@@ -235,21 +235,21 @@ impl Partition {
         if !self.is_shared() || (is_new && is_preferred) {
             self.replica.with(|raft| raft.campaign());
         }
-        self.stir(core);
+        self.wake_timers(core);
     }
 
     /// A core of another broker is reachable, perhaps as a new peer.
-    pub fn meets(self: &Rc<Self>, core: &Rc<impl Host>) {
+    pub fn on_core_reachable(self: &Rc<Self>, core: &Rc<impl Host>) {
         if core.sleeps_on(self.group()) {
             return;
         }
-        self.stir(core);
+        self.wake_timers(core);
         core.ready_loop().wake(self.clone());
     }
 
     /// A core of another broker is lost or has restarted. If it led this partition, another replica must stand for
     /// election.
-    pub fn loses(self: &Rc<Self>, core: &Rc<impl Host>, node: i32) {
+    pub fn on_core_lost(self: &Rc<Self>, core: &Rc<impl Host>, node: i32) {
         let leader = self.replica.with(|raft| raft.leader()).map(node_of);
         if leader == Some(node) {
             self.replica.with(|raft| raft.lose_leader());
@@ -264,7 +264,7 @@ impl Partition {
             };
             self.stands_in.set(Some(place as u32 * STAND_APART));
         }
-        self.stir(core);
+        self.wake_timers(core);
         core.ready_loop().wake(self.clone());
     }
 
@@ -299,7 +299,7 @@ impl Partition {
     }
 
     /// Whether this node holds a replica of the partition.
-    pub fn concerns(&self, node: i32) -> bool {
+    pub fn has_replica_on(&self, node: i32) -> bool {
         self.replicas.borrow().contains(&node)
     }
 
@@ -319,7 +319,7 @@ impl Partition {
         });
         drop(replicas);
         let Some(target) = target else { return false };
-        self.stir(core);
+        self.wake_timers(core);
         self.replica.with(|raft| raft.hand_over(target.peer));
         self.handing_over_until.set(Some(runtime::clock::now() + HAND_OVER_MAX));
         core.ready_loop().wake(self.clone());

@@ -336,7 +336,7 @@ impl Partition {
     pub fn trim(self: &Rc<Self>, core: &Rc<impl Host>, offset: u64) -> Result<(), PartitionError> {
         assert!(offset <= self.high_watermark(), "only committed records are trimmed");
         self.replica.propose(EntryData::LogStart { offset }.encode(), None)?;
-        self.stir(core);
+        self.wake_timers(core);
         ready::stage(core, &**self);
         Ok(())
     }
@@ -424,7 +424,7 @@ impl Partition {
         drop(state);
         self.handing_over_until.take();
         self.held.take();
-        self.ends_pacing(core);
+        self.end_pacing(core);
         self.wake_fetches();
     }
 

@@ -162,14 +162,14 @@ impl Partition {
     }
 
     /// This leader has appended an entry.
-    pub(super) fn runs_ahead(&self, core: &Rc<impl Host>, index: RaftIndex, bytes: usize) {
+    pub(super) fn count_ahead(&self, core: &Rc<impl Host>, index: RaftIndex, bytes: usize) {
         if self.is_shared() {
             self.change_ahead(core, |ahead| ahead.push(index, bytes));
         }
     }
 
     /// This replica no longer leads.
-    pub(super) fn ends_pacing(&self, core: &Rc<impl Host>) {
+    pub(super) fn end_pacing(&self, core: &Rc<impl Host>) {
         self.change_ahead(core, |ahead| *ahead = Ahead::default());
         self.pacing.freed.notify();
     }

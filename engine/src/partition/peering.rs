@@ -52,7 +52,7 @@ impl Partition {
         if self.state.borrow().failed {
             return;
         }
-        self.stir(core);
+        self.wake_timers(core);
         match message.get_msg_type() {
             MessageType::MsgAppend if !message.entries.is_empty() => self.take_entries(core, message, payloads),
             MessageType::MsgSnapshot => self.take_snapshot(core, message),
@@ -144,14 +144,14 @@ impl Partition {
     /// The leader says that the group is at rest. If this replica has everything, its timers stop.
     pub fn rest(&self, core: &Rc<impl Host>, rest: Rest) {
         if self.replica.with(|raft| raft.rests_at(rest.at)) {
-            core.rests(self.group());
+            core.stop_timers(self.group());
         }
     }
 
     /// Something happened, so the group's timers must run.
-    pub(super) fn stir(&self, core: &Rc<impl Host>) {
+    pub(super) fn wake_timers(&self, core: &Rc<impl Host>) {
         if self.is_shared() {
-            core.stirs(self.group());
+            core.wake_timers(self.group());
         }
     }
 }

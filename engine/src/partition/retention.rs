@@ -29,7 +29,7 @@ pub async fn run(core: Rc<impl Host>) {
         let mut of_unknown_age = Vec::new();
         let look = |partition: &Rc<Partition>| {
             let limited = partition.config().retention_ms.is_some();
-            if limited && core.store().lacks_file_times(partition.group(), clock::wall_ms()) {
+            if limited && core.store().needs_file_times(partition.group(), clock::wall_ms()) {
                 of_unknown_age.push(partition.clone());
             }
             look_at(&core, partition);

@@ -221,7 +221,7 @@ async fn flush_group<D: Disk>(
     }
     let carried_max = if carry { shared.config.carried_bytes } else { 0 };
     let room = reserve::room(shared);
-    if shared.state.borrow_mut().rather_keeps(group, cut, carried_max, room) {
+    if shared.state.borrow_mut().should_carry(group, cut, carried_max, room) {
         return Ok(false);
     }
     let mut entries = entries_to_flush(shared, group, cut).await;
@@ -304,7 +304,7 @@ async fn write_entries<D: Disk>(
     while let Some(first) = rest.first() {
         let (segment, created) = match active.take() {
             Some(mut full)
-                if rolls(&full, full.len, first, &found.options, found.now_ms)
+                if should_roll(&full, full.len, first, &found.options, found.now_ms)
                     || full.end_offset <= found.log_start =>
             {
                 full.sealed = true;
@@ -352,7 +352,9 @@ async fn write_segment<D: Disk>(
     let mut left: usize = entries.iter().map(|held| entry_frame_len(&held.entry)).sum();
     let mut count = 0usize;
     for held in entries {
-        if !writer.frames.is_empty() && rolls(&writer.segment, writer.position(), held, &found.options, found.now_ms) {
+        if !writer.frames.is_empty()
+            && should_roll(&writer.segment, writer.position(), held, &found.options, found.now_ms)
+        {
             break;
         }
         left -= entry_frame_len(&held.entry);
@@ -390,7 +392,7 @@ async fn write<D: Disk>(shared: &Shared<D>, file: &D::File, position: u64, data:
 
 /// Whether `next` belongs into a new segment. A batch whose timestamp does not give its age counts as written now. A
 /// segment whose first timestamp does not give its age ends too; such segments come from older versions.
-fn rolls(segment: &Segment, position: u64, next: &Held, options: &LogOptions, now_ms: i64) -> bool {
+fn should_roll(segment: &Segment, position: u64, next: &Held, options: &LogOptions, now_ms: i64) -> bool {
     if segment.last_index < segment.first_index {
         return false;
     }

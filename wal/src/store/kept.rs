@@ -107,7 +107,7 @@ impl State {
     /// Decides whether the next checkpoint carries a group's entries up to `cut` instead of flushing them, and if so,
     /// marks them as carried. Entries with batches must fit `bytes_max` and [`GROUP_BYTES`], and the batches of all
     /// groups together must fit `room`.
-    pub(crate) fn rather_keeps(&mut self, group: GroupId, cut: LogPos, bytes_max: u64, room: u64) -> bool {
+    pub(crate) fn should_carry(&mut self, group: GroupId, cut: LogPos, bytes_max: u64, room: u64) -> bool {
         let Some(log) = self.groups.get_mut(&group).filter(|log| !log.by_snapshot) else { return false };
         let (mut bytes, mut batches, mut last) = (0, false, None);
         for held in log.unflushed().take_while(|held| held.end <= cut) {

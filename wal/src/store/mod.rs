@@ -399,7 +399,7 @@ impl<D: Disk> Store<D> {
     }
 
     /// Whether [`Store::learn_file_times`] would help retention by time.
-    pub fn lacks_file_times(&self, group: GroupId, now_ms: i64) -> bool {
+    pub fn needs_file_times(&self, group: GroupId, now_ms: i64) -> bool {
         let (state, times) = (self.shared.state.borrow(), self.shared.file_times.borrow());
         let unknown = |serial| !times.contains_key(&SegmentId { group, serial });
         let log = state.groups.get(&group);

@@ -93,7 +93,7 @@ impl World {
     /// Retention at a time, once the files' times are known.
     fn retention_by_files(&self, now_ms: i64) -> Option<u64> {
         block_on(self.store.learn_file_times(GROUP, now_ms)).expect("the disk knows");
-        assert!(!self.store.lacks_file_times(GROUP, now_ms));
+        assert!(!self.store.needs_file_times(GROUP, now_ms));
         self.retention(now_ms)
     }
 }
@@ -108,7 +108,7 @@ fn segments_of_unknown_age_are_as_old_as_their_files() {
         assert!(world.store.segment_files(GROUP).len() > 2);
         let (before, behind) = (NOW + WEEK as i64, NOW + WEEK as i64 + 1);
         assert_eq!(world.retention(behind), None, "{absurd}: nobody has asked the files");
-        assert!(world.store.lacks_file_times(GROUP, behind));
+        assert!(world.store.needs_file_times(GROUP, behind));
         assert_eq!(world.retention_by_files(before), None, "{absurd}");
         assert_eq!(world.retention(behind), Some(30), "{absurd}");
         // The same after a restart, when the times must be learned again.
@@ -140,7 +140,7 @@ fn a_clock_that_is_a_little_ahead_still_tells_the_age() {
     let ahead = NOW + AHEAD_MAX_MS;
     world.append(&[ahead]);
     world.flush();
-    assert!(!world.store.lacks_file_times(GROUP, NOW) && world.store.lacks_file_times(GROUP, NOW - 1));
+    assert!(!world.store.needs_file_times(GROUP, NOW) && world.store.needs_file_times(GROUP, NOW - 1));
     assert_eq!(world.retention_by_files(ahead + WEEK as i64), None);
     assert_eq!(world.retention(ahead + WEEK as i64 + 1), Some(1));
 }

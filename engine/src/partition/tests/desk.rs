@@ -300,9 +300,9 @@ impl Parts for Desk {
 }
 
 impl Liveness for Desk {
-    fn stirs(&self, _: GroupId) {}
+    fn wake_timers(&self, _: GroupId) {}
 
-    fn rests(&self, _: GroupId) {}
+    fn stop_timers(&self, _: GroupId) {}
 
     fn sleeps_on(&self, _: GroupId) -> bool {
         false
