@@ -280,7 +280,7 @@ impl Cluster {
                 }
             }
             38..50 => {
-                if node.serves() && !world.is_stopped(node.process) {
+                if node.serves() && !node.stopping.get() && !world.is_stopped(node.process) {
                     self.summary.borrow_mut().stopped += 1;
                     self.stop_and_start(world, node);
                 }
