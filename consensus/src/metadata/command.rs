@@ -9,7 +9,8 @@ use super::{
 use crate::generated::metadata::millrace::metadata as fb;
 use bytes::Bytes;
 use flatbuffers::{
-    FlatBufferBuilder, Follow, ForwardsUOffset, InvalidFlatbuffer, Vector, Verifiable, VerifierOptions, WIPOffset,
+    FlatBufferBuilder, Follow, ForwardsUOffset, InvalidFlatbuffer, UnionWIPOffset, Vector, Verifiable, VerifierOptions,
+    WIPOffset,
 };
 use std::{collections::BTreeMap, sync::Arc};
 use types::Term;
@@ -287,7 +288,20 @@ fn write<'b>(
     no_room: Option<WIPOffset<fb::NoRoom<'b>>>,
     command: &Command,
 ) -> WIPOffset<fb::Command<'b>> {
-    let (body_type, body) = match command {
+    let (body_type, body) = body_out(out, command);
+    let mut args = fb::CommandArgs { body_type, body: Some(body), no_room, ..fb::CommandArgs::default() };
+    if let Some(origin) = origin {
+        assert_ne!(origin.sequence, 0, "requests are numbered from 1");
+        args.origin = origin.node;
+        args.incarnation = origin.incarnation;
+        args.sequence = origin.sequence;
+        args.lowest_open = origin.lowest_open;
+    }
+    fb::Command::create(out, &args)
+}
+
+fn body_out(out: &mut Out<'_>, command: &Command) -> (fb::Body, WIPOffset<UnionWIPOffset>) {
+    match command {
         Command::CreateTopic { name, id, first_group, replicas, configs, created_ms, peers } => {
             let args = fb::CreateTopicArgs {
                 name: Some(out.create_string(name)),
@@ -397,16 +411,7 @@ fn write<'b>(
             };
             (fb::Body::UpdateClusterConfig, fb::UpdateClusterConfig::create(out, &args).as_union_value())
         }
-    };
-    let mut args = fb::CommandArgs { body_type, body: Some(body), no_room, ..fb::CommandArgs::default() };
-    if let Some(origin) = origin {
-        assert_ne!(origin.sequence, 0, "requests are numbered from 1");
-        args.origin = origin.node;
-        args.incarnation = origin.incarnation;
-        args.sequence = origin.sequence;
-        args.lowest_open = origin.lowest_open;
     }
-    fb::Command::create(out, &args)
 }
 
 fn read(command: fb::Command<'_>) -> Result<Command, DecodeError> {
