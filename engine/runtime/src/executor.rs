@@ -216,19 +216,6 @@ pub async fn yield_if_needed() {
     glommio::yield_if_needed().await;
 }
 
-/// Lets all tasks of this core that are ready run first.
-pub async fn yield_now() {
-    let mut has_yielded = false;
-    std::future::poll_fn(|context| {
-        if std::mem::replace(&mut has_yielded, true) {
-            return std::task::Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        std::task::Poll::Pending
-    })
-    .await;
-}
-
 /// Runs the future that `main` makes to its end, on a core of its own.
 #[cfg(test)]
 pub(crate) fn on_a_core<F: Future<Output = ()> + 'static>(main: impl FnOnce() -> F + Send + 'static) {

@@ -27,8 +27,9 @@ pub mod timer;
 
 pub use executor::{
     CoreThread, Task, Turns, any_allowed_cpu, block_on, blocking, draw_uuid, give_way, spawn, spawn_core, spawn_task,
-    spawn_thread, yield_if_needed, yield_now,
+    spawn_thread, yield_if_needed,
 };
 pub use fd::{Alarm, Watched};
+pub use futures_lite::future::yield_now;
 pub use queue::{QueueReceiver, QueueSender, Receiver, Sender, queue};
 pub use timer::{Sleep, sleep, timeout};

@@ -11,7 +11,7 @@ use net::{
 };
 use runtime::{
     clock,
-    sync::{Either, both, race},
+    sync::{Either, race, zip},
 };
 use std::{
     collections::VecDeque,
@@ -137,7 +137,7 @@ async fn work(
         // A client that does not take the answers before is idle.
         connection.is_working.set(false);
     };
-    both(flush(core, connection, writer), working).await;
+    zip(flush(core, connection, writer), working).await;
     reply
 }
 

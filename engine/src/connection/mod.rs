@@ -376,7 +376,7 @@ async fn serve(core: &Rc<impl Host>, accepted: Accepted, ended: &Rc<Flag>) {
         connection.read_to_end.set(true);
         connection.started.notify();
     };
-    runtime::sync::both(reading, answering).await;
+    runtime::sync::zip(reading, answering).await;
     reader.shutdown();
     // Requests that go on hold the client, but not its socket.
     connection.client.leave();

@@ -197,7 +197,7 @@ async fn client_leaves(connection: &Connection) {
 mod tests {
     use super::*;
     use net::transport::{conn, listen::Accepted};
-    use runtime::sync::{Flag, both};
+    use runtime::sync::{Flag, zip};
     use std::net::{TcpListener, TcpStream};
 
     /// A connection and its client.
@@ -224,7 +224,7 @@ mod tests {
             meanwhile();
             room.set();
         };
-        both(waits, comes).await;
+        zip(waits, comes).await;
         result
     }
 

@@ -206,7 +206,7 @@ impl Drop for Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use runtime::sync::both;
+    use runtime::sync::zip;
 
     #[test]
     fn memory_is_held_until_the_last_part_of_the_answer_is_gone() {
@@ -254,7 +254,7 @@ mod tests {
                 assert!(answers.waiting_anywhere() == 1 && answers.try_hold(0).is_none(), "nobody goes first");
                 drop(first);
             };
-            both(waits, gives).await;
+            zip(waits, gives).await;
             assert_eq!((answers.held(), answers.line.len()), (0, 0));
         };
         runtime::spawn_core(runtime::any_allowed_cpu(), "test", test).unwrap().join().unwrap();

@@ -6,6 +6,9 @@
 //! up to    4 µs  5, 6, 7, 8.2 µs    10, 12, 14, 16 µs    34 s              ∞
 //! ```
 //! Each power of two of nanoseconds is divided into four buckets, so a bound is off by at most a quarter.
+//!
+//! This is not the crate `hdrhistogram`, which `bench` uses: two threads share one of its histograms only under a lock,
+//! and a core would wait until the kernel runs the admin thread again.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},

@@ -5,6 +5,9 @@
 pub mod line;
 pub mod lines;
 
+pub use futures_lite::future::zip;
+
+use futures_lite::future;
 use slab::Slab;
 use std::{
     cell::{Cell, RefCell},
@@ -238,31 +241,7 @@ pub enum Either<A, B> {
 
 /// Runs both futures until one is done, and drops the other. The first has precedence.
 pub async fn race<A, B>(first: impl Future<Output = A>, second: impl Future<Output = B>) -> Either<A, B> {
-    let mut first = std::pin::pin!(first);
-    let mut second = std::pin::pin!(second);
-    poll_fn(|cx| {
-        if let Poll::Ready(value) = first.as_mut().poll(cx) {
-            return Poll::Ready(Either::First(value));
-        }
-        if let Poll::Ready(value) = second.as_mut().poll(cx) {
-            return Poll::Ready(Either::Second(value));
-        }
-        Poll::Pending
-    })
-    .await
-}
-
-/// Runs both futures to their ends, concurrently.
-pub async fn both(first: impl Future<Output = ()>, second: impl Future<Output = ()>) {
-    let mut first = std::pin::pin!(first);
-    let mut second = std::pin::pin!(second);
-    let (mut first_done, mut second_done) = (false, false);
-    poll_fn(|cx| {
-        first_done = first_done || first.as_mut().poll(cx).is_ready();
-        second_done = second_done || second.as_mut().poll(cx).is_ready();
-        if first_done && second_done { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await
+    future::or(async { Either::First(first.await) }, async { Either::Second(second.await) }).await
 }
 
 /// Runs all futures to their ends, concurrently, and keeps the order of their results.

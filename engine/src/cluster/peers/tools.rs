@@ -13,7 +13,7 @@ use net::{
     peer::{self, CARRIED_BYTES_MAX, Kind, Lane, PeerError, PeerFrame},
     transport::conn::{FrameReader, FrameWriter},
 };
-use runtime::sync::{Either, Notify, both, race};
+use runtime::sync::{Either, Notify, race, zip};
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
@@ -135,7 +135,7 @@ pub(super) async fn serve<H: Host + 'static>(
         answers.ended.set(true);
         answers.changed.notify();
     };
-    both(reading, answers.send_all(writer, &share.answers)).await;
+    zip(reading, answers.send_all(writer, &share.answers)).await;
     share.open.set(share.open.get() - 1);
     share.answers.give(answers.ready.take().iter().map(Bytes::len).sum());
     served
