@@ -10,15 +10,12 @@
 //! | [`metadata`] | commands, slices, snapshots and views |
 //! | [`plane`] | the metadata group's leader or follower, forwarding, leases and the fast path |
 //! | [`wire`] | the encoding of messages between brokers, and between brokers and tools |
-//! | `bug` | planted bugs that the simulation must detect (feature `sim`, and in tests) |
-//! | `sim` | clocks, disks and a network with faults, and clusters of nodes on them (feature `sim`, and in tests) |
+//! | `sim` | clocks, disks and a network with faults, and clusters of nodes on them (in tests) |
 
-#[cfg(any(test, feature = "sim"))]
-mod bug;
 pub mod group;
 pub mod metadata;
 pub mod plane;
-#[cfg(any(test, feature = "sim"))]
+#[cfg(test)]
 pub mod sim;
 pub mod wire;
 

@@ -72,7 +72,7 @@ impl Group {
     }
 
     /// For debugging: where the log begins, and how this leader sees its peers.
-    #[cfg(any(test, feature = "sim"))]
+    #[cfg(test)]
     pub(crate) fn describe_progress(&self) -> String {
         let first = self.raw.raft.raft_log.first_index();
         let prs = self.raw.raft.prs().iter().filter(|_| self.is_leader());

@@ -16,7 +16,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
-use types::{Position, Term};
+use types::{Position, Term, planted};
 
 /// One term in which this broker leads.
 pub(super) struct Lead {
@@ -296,8 +296,7 @@ impl Plane {
         let candidates = group.progress().into_iter().filter(is_other);
         let Some(best) = candidates.max_by_key(|peer| peer.matched) else { return false };
         let Some(lead) = &mut self.lead else { return false };
-        #[cfg(any(test, feature = "sim"))]
-        if self.bug == Some(crate::bug::Bug::LeaseKeptAtHandover) {
+        if planted!(LeaseKeptAtHandover) {
             group.hand_over(best.peer);
             return true;
         }

@@ -11,7 +11,7 @@
 use super::{Ask, Plane, PlaneMessage, Quorum, Refused, Token, WriteError, node_of, pause};
 use crate::group::{Group, ReadIndex};
 use std::{collections::VecDeque, time::Duration};
-use types::RaftIndex;
+use types::{RaftIndex, planted};
 
 /// How often a leader renews its lease.
 const RENEW_EVERY: Duration = Duration::from_millis(100);
@@ -125,8 +125,7 @@ impl Plane {
 
     fn question(&mut self, group: &mut Group, now: Duration, deadline: Duration, kind: Kind) -> Token {
         let token = self.token();
-        #[cfg(any(test, feature = "sim"))]
-        if matches!(kind, Kind::Read) && self.bug == Some(crate::bug::Bug::ReadUnasked) {
+        if matches!(kind, Kind::Read) && planted!(ReadUnasked) {
             self.out.reads.push((token, Ok(())));
             return token;
         }
@@ -170,8 +169,7 @@ impl Plane {
 
     /// Lets a read of this broker wait until this index is shown.
     fn read_from(&mut self, token: Token, index: RaftIndex) {
-        #[cfg(any(test, feature = "sim"))]
-        let index = if self.bug == Some(crate::bug::Bug::ReadBeforeShown) { RaftIndex::ZERO } else { index };
+        let index = if planted!(ReadBeforeShown) { RaftIndex::ZERO } else { index };
         if let Some(question) = self.questions.get_mut(&token) {
             question.kind = Kind::ReadFrom(index);
             self.settle_reads();
@@ -220,8 +218,7 @@ impl Plane {
         };
         let Some(at) = lead.lease.sent.iter().position(|(token, _)| *token == read.token) else { return };
         let (_, sent_at) = lead.lease.sent[at];
-        #[cfg(any(test, feature = "sim"))]
-        let sent_at = if self.bug == Some(crate::bug::Bug::LeaseFromReceipt) { now } else { sent_at };
+        let sent_at = if planted!(LeaseFromReceipt) { now } else { sent_at };
         lead.lease.sent.drain(..=at);
         if !lead.handed_over {
             lead.lease.until = lead.lease.until.max(Some(sent_at + leader_lease));
@@ -378,8 +375,7 @@ impl Plane {
             return;
         }
         self.stats.heartbeats_received += 1;
-        #[cfg(any(test, feature = "sim"))]
-        let commit = if self.bug == Some(crate::bug::Bug::LeaseBeforeShown) { RaftIndex::ZERO } else { commit };
+        let commit = if planted!(LeaseBeforeShown) { RaftIndex::ZERO } else { commit };
         self.read_lease.renew(commit, sent_at);
         self.read_lease.shown(self.shown, self.config.read_lease);
     }

@@ -182,9 +182,6 @@ pub struct Plane {
     next_contact: usize,
     /// When a line about a message that no broker sends was last logged.
     told: Option<Duration>,
-    /// A deliberate bug for the simulation to find.
-    #[cfg(any(test, feature = "sim"))]
-    pub(crate) bug: Option<crate::bug::Bug>,
 }
 
 impl Plane {
@@ -213,8 +210,6 @@ impl Plane {
             contacts: Vec::new(),
             next_contact: 0,
             told: None,
-            #[cfg(any(test, feature = "sim"))]
-            bug: None,
         }
     }
 

@@ -7,7 +7,7 @@ use crate::{
     metadata::{Command, Origin, Rejection, Request, RequestResult},
 };
 use std::time::Duration;
-use types::{RaftIndex, Term};
+use types::{RaftIndex, Term, planted};
 
 /// A client's write.
 #[derive(Clone, Debug)]
@@ -256,8 +256,7 @@ impl Plane {
                 }
             }
             Ok(Accepted { term, index, results }) => {
-                #[cfg(any(test, feature = "sim"))]
-                if self.bug == Some(crate::bug::Bug::WrittenBeforeShown) && write.asked == Acks::Quorum {
+                if planted!(WrittenBeforeShown) && write.asked == Acks::Quorum {
                     self.writes.remove(&token);
                     return self.out.written.push((token, Ok(Written { term, index, results })));
                 }

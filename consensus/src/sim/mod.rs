@@ -3,6 +3,7 @@
 //!
 //! | module | contents |
 //! |---|---|
+//! | `bug` | the planted bugs that the simulation must detect |
 //! | `clock` | [`SimClock`]: clocks that drift and jump, on one virtual time |
 //! | `net` | [`SimNet`]: drops, delays, duplicates and reorders messages, and can be cut in one direction |
 //! | `disk` | [`SimDisk`]: a journal that loses unsynced records in a crash, and is torn only between records |
@@ -15,6 +16,7 @@
 //! | `faults` | the faults of a run, and healing at its end |
 //! | `summary` | counts of what a run did |
 
+mod bug;
 mod clock;
 mod cluster;
 mod disk;
@@ -27,7 +29,7 @@ mod oracle;
 mod promises;
 mod summary;
 
-pub use crate::bug::Bug;
+pub use bug::Bug;
 pub use clock::SimClock;
 pub use cluster::run;
 pub use disk::{Checkpoint, Image, Record, SimDisk};

@@ -12,14 +12,12 @@
 //! | [`fd`] | descriptors that a core watches, and an alarm that any thread may ring |
 //! | [`files`] | glommio's own files, for comparison with the ring that the broker uses |
 //! | [`backend`] | the seam at which a simulation takes the place of all this |
-//! | [`planted`](mod@planted) | bugs that a simulation plants, to show that it detects them |
 
 pub mod backend;
 pub mod clock;
 pub mod executor;
 pub mod fd;
 pub mod files;
-pub mod planted;
 pub mod queue;
 pub mod sync;
 mod ticks;

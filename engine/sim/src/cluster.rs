@@ -13,7 +13,6 @@ use super::{
     summary::Summary,
 };
 use engine::{connection::client::Client, partition::Partition};
-use runtime::planted::Bug;
 use runtime::{self as rt};
 use std::{
     cell::{Cell, RefCell},
@@ -21,7 +20,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use types::{GroupId, LeaderEpoch};
+use types::{GroupId, LeaderEpoch, planted::Bug};
 
 /// How long faults go on. How long it may take at the end until all replicas have everything.
 const FAULTS: Duration = Duration::from_secs(25);

@@ -1,6 +1,6 @@
 //! The command line.
 
-use runtime::planted::Bug;
+use types::planted::Bug;
 
 #[derive(Clone, Debug, clap::Parser)]
 #[command(
@@ -71,11 +71,11 @@ pub(crate) fn bug_name(bug: Bug) -> String {
 struct UnknownBug;
 
 fn bug(name: &str) -> Result<Bug, UnknownBug> {
-    Bug::ALL.into_iter().find(|bug| bug_name(*bug) == name).ok_or(UnknownBug)
+    Bug::OF_BROKERS.into_iter().find(|bug| bug_name(*bug) == name).ok_or(UnknownBug)
 }
 
 fn names() -> String {
-    Bug::ALL.map(bug_name).join(", ")
+    Bug::OF_BROKERS.map(bug_name).join(", ")
 }
 
 fn bugs() -> String {
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn the_command_line_is_sound_and_takes_each_bug_by_its_name() {
         Options::command().debug_assert();
-        for bug in Bug::ALL {
+        for bug in Bug::OF_BROKERS {
             let options = Options::try_parse_from(["sim", "--planted", &bug_name(bug)]).unwrap();
             assert_eq!(options.planted, Some(bug));
         }

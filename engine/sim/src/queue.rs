@@ -5,7 +5,7 @@
 use super::exec;
 use runtime::{
     backend::{Later, Moving, QueueEnd},
-    clock, planted,
+    clock,
 };
 use std::{
     collections::VecDeque,
@@ -14,6 +14,7 @@ use std::{
     task::{Context, Poll, Waker},
     time::Duration,
 };
+use types::planted;
 
 /// How late a message usually is at most, and how late it seldom is.
 const USUAL: Duration = Duration::from_micros(30);

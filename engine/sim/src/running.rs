@@ -5,11 +5,9 @@
 use super::{exec, exec::World, net, queue};
 use ::net::peer::auth::Handshake;
 use engine::host::machine::{self, AnyDisk, Connected, Machine};
-use runtime::{
-    backend::{self, Backend, Later, LocalTask, QueueEnd},
-    planted::{Bug, plant},
-};
+use runtime::backend::{self, Backend, Later, LocalTask, QueueEnd};
 use std::{rc::Rc, time::Duration};
+use types::planted::{Bug, plant};
 
 /// The broker's code runs on this.
 impl Backend for World {

@@ -7,7 +7,6 @@ use crate::{
     options::{Options, bug_name},
     summary::Summary,
 };
-use runtime::planted::Bug;
 use std::{
     fmt::Write as _,
     panic::{self, AssertUnwindSafe, catch_unwind},
@@ -26,6 +25,7 @@ use tracing_subscriber::{
     layer::SubscriberExt as _,
     util::SubscriberInitExt as _,
 };
+use types::planted::Bug;
 
 /// Where the seeds for planted bugs begin: other seeds than those that are usually run.
 pub(crate) const PLANTED_FROM: u64 = 1_000_000;

@@ -7,7 +7,7 @@ use crate::{
     summary::Summary,
 };
 use clap::Parser as _;
-use runtime::planted::Bug;
+use types::planted::Bug;
 
 /// Number of seeds of a quick run.
 const SEEDS: u64 = 200;

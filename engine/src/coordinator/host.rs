@@ -41,7 +41,6 @@ use net::{
     records::batch::{BatchHeader, Batches},
     turn::Share,
 };
-use runtime::planted;
 use runtime::{
     clock,
     sync::{Either, Flag, Notify, Promise, line::Line, promise, race},
@@ -52,7 +51,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use types::GroupId;
+use types::{GroupId, planted};
 use wal::store::Admission;
 
 /// Bytes of the log read at a time while coordinators load: 4 MiB. They are replayed in turns.

@@ -10,7 +10,7 @@ use net::{
         offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic},
     },
 };
-use runtime::planted;
+use types::planted;
 
 use super::{
     config::{Config, STRING_BYTES_MAX},

@@ -72,7 +72,6 @@ use consensus::{
     wire::ToolRequest,
 };
 use net::codec::{header::RequestHeader, request::Request};
-use runtime::planted;
 use runtime::{
     clock,
     sync::{
@@ -88,7 +87,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use types::{CoreId, GroupId, LeaderEpoch, META_CORE, SliceId, core_of};
+use types::{CoreId, GroupId, LeaderEpoch, META_CORE, SliceId, core_of, planted};
 use wal::store::RecoveredGroup;
 
 /// A partition's leader, as every core sees it.

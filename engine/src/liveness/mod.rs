@@ -16,7 +16,6 @@ use consensus::{
     plane::node_of,
     wire::{Beat, PeerMessage},
 };
-use runtime::planted;
 use runtime::{clock, sync::Flag};
 use std::{
     cell::{Cell, RefCell},
@@ -24,7 +23,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use types::{GroupId, META_CORE, Term, core_of};
+use types::{GroupId, META_CORE, Term, core_of, planted};
 
 /// One unit of the groups' timers, and the interval between beats.
 pub const TICK: Duration = Duration::from_millis(100);

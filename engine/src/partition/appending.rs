@@ -15,10 +15,9 @@ use crate::partition::{
 use bytes::Bytes;
 use consensus::group::descriptor::{Descriptor, EntryData};
 use net::records::batch::{self, Assigned, BatchHeader};
-use runtime::planted;
 use runtime::sync::{Answer, Promise, promise};
 use std::{collections::VecDeque, rc::Rc, time::Duration};
-use types::RaftIndex;
+use types::{RaftIndex, planted};
 use wal::record::Span;
 
 /// Unapplied bytes that one partition may hold. Beyond it, appends are rejected, and clients retry.

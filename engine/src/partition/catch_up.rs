@@ -23,13 +23,12 @@ use consensus::{
 };
 use net::peer::Lane;
 use runtime::clock;
-use runtime::planted;
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     rc::Rc,
 };
-use types::{RaftIndex, Term};
+use types::{RaftIndex, Term, planted};
 use wal::{record, store::Entries};
 
 /// Most bytes of data and batches in one piece that is read, and in one message to a lagging replica.

@@ -67,7 +67,6 @@ use consensus::group::{
     descriptor::{self, EntryData},
 };
 use net::records::batch::BatchHeader;
-use runtime::planted;
 use runtime::sync::{Marks, Promise};
 use slab::Slab;
 use std::{
@@ -77,7 +76,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use types::{GroupId, LeaderEpoch, RaftIndex, Term};
+use types::{GroupId, LeaderEpoch, RaftIndex, Term, planted};
 use wal::store::{AppState, AppendError, LogPos, RecoveredGroup};
 
 #[derive(Default)]

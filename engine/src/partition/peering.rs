@@ -19,9 +19,8 @@ use net::{
     records::batch::{self, HEADER_BYTES},
 };
 use runtime::clock;
-use runtime::planted;
 use std::rc::Rc;
-use types::{Position, RaftIndex, Term};
+use types::{Position, RaftIndex, Term, planted};
 use wal::record::Span;
 
 /// Sending to the other replicas.

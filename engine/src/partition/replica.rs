@@ -7,7 +7,6 @@ use crate::host::disk::Store;
 use bytes::Bytes;
 use consensus::group::{Entry, Group, Message, ProposeError, ReadIndex, Ready, SnapshotMark};
 use net::records::batch::HEADER_BYTES;
-use runtime::planted;
 use runtime::sync::Notify;
 use std::{
     cell::{Cell, RefCell},
@@ -15,7 +14,7 @@ use std::{
     rc::Rc,
     time::Instant,
 };
-use types::{GroupId, HardState, Position, RaftIndex};
+use types::{GroupId, HardState, Position, RaftIndex, planted};
 use wal::{
     record::{self, Span},
     store::{AppendError, LogPos},

@@ -18,8 +18,8 @@ use crate::{
     },
 };
 use bytes::Bytes;
-use runtime::planted;
 use std::{collections::BTreeMap, io};
+use types::planted;
 
 /// The header found where the next write should begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -36,14 +36,13 @@ use crate::{
         state::{Shared, State},
     },
 };
-use runtime::planted;
 use std::{
     collections::BTreeSet,
     io,
     path::{Path, PathBuf},
     rc::Rc,
 };
-use types::GroupId;
+use types::{GroupId, planted};
 
 /// Writes a checkpoint of everything, then does what it allows: frees the ring and removes files.
 pub(crate) async fn checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -> Result<(), FlushError> {

@@ -7,10 +7,10 @@
 
 use super::Cluster;
 use crate::{
-    bug::Bug,
     metadata::{Broker, BrokerStatus, Command, HostPort, LeaderReport, Outcome, Rejection, WatermarkReport},
     plane::{Acks, Submission, Token, Until, WriteError, Written},
     sim::{
+        Bug,
         model::{FEATURE, RETENTION, SETTING},
         node::{META, Node},
         oracle::Violation,

@@ -4,6 +4,7 @@ mod clients;
 
 use super::{
     Bug, SimClock, SimDisk, Summary,
+    bug::Planted,
     net::{NetFaults, SimNet, SimTransport},
     node::{META, Node, Wire},
     oracle::{History, Seen, Violation},
@@ -110,6 +111,7 @@ pub(super) struct Cluster {
 
 /// Runs one cluster. The seed decides everything random. Every node starts empty. The final state is checked too.
 pub fn run(seed: u64, bug: Option<Bug>) -> Result<Summary, Violation> {
+    let _planted = Planted::begin(bug);
     let mut cluster = Cluster::new(seed, bug);
     for at in 0..cluster.slots.len() {
         cluster.start(at)?;

@@ -2,11 +2,11 @@
 
 use super::{META, Machine, Node, Replica};
 use crate::{
-    bug::Bug,
     group::{Entry, Group, Message, SnapshotMark},
     metadata::{self, Applied, AskedTooLate, Delta, Request, Slice, View, slice_of_topic},
     plane::{Plane, PlaneConfig, SliceEntry, SliceOp, Submission, Token},
     sim::{
+        Bug,
         disk::Checkpoint,
         model::{self, SettingsReply, TopicReply},
         oracle::{Seen, Violation},
@@ -42,12 +42,7 @@ pub(in crate::sim) struct Coming {
 pub(in crate::sim) type Results = Vec<(usize, Result<Applied, AskedTooLate>)>;
 
 impl Meta {
-    pub(in crate::sim) fn start(
-        checkpoint: &Checkpoint,
-        config: &PlaneConfig,
-        contacts: &[i32],
-        bug: Option<Bug>,
-    ) -> Self {
+    pub(in crate::sim) fn start(checkpoint: &Checkpoint, config: &PlaneConfig, contacts: &[i32]) -> Self {
         let (index, slices) = if checkpoint.state.is_empty() {
             (RaftIndex::ZERO, Slice::all())
         } else {
@@ -59,7 +54,6 @@ impl Meta {
         let mut plane = Plane::new(config.clone(), index, group_high);
         plane.begin_from(&image);
         plane.set_contacts(contacts.iter().copied());
-        plane.bug = bug;
         Self {
             plane,
             view: View::new(index, &image),

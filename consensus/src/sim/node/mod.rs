@@ -106,7 +106,7 @@ impl Node {
             let image = disk.image(config.group);
             let staged = (image.hard_state.term, image.hard_state.vote);
             let ends = image.entries.iter().filter_map(|entry| Some((entry.index, end_of(entry)?))).collect();
-            let machine = restore(config.group, &image.checkpoint, &plane, contacts, bug);
+            let machine = restore(config.group, &image.checkpoint, &plane, contacts);
             let mut group = Group::new(config.clone(), image.restored())
                 .map_err(|error| Violation(format!("node {id} cannot start: {error}")))?;
             if let Machine::Meta(meta) = &machine
@@ -459,16 +459,10 @@ fn end_of(entry: &Entry) -> Option<u64> {
     }
 }
 
-fn restore(
-    group: GroupId,
-    checkpoint: &Checkpoint,
-    config: &PlaneConfig,
-    contacts: &[i32],
-    bug: Option<Bug>,
-) -> Machine {
+fn restore(group: GroupId, checkpoint: &Checkpoint, config: &PlaneConfig, contacts: &[i32]) -> Machine {
     if group != META {
         let end = checkpoint.state[..].try_into().map_or(0, u64::from_le_bytes);
         return Machine::Partition { end };
     }
-    Machine::Meta(Box::new(Meta::start(checkpoint, config, contacts, bug)))
+    Machine::Meta(Box::new(Meta::start(checkpoint, config, contacts)))
 }

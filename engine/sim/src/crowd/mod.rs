@@ -25,12 +25,12 @@ use net::{
     messages::{CreateTopicsRequest, FindCoordinatorRequest, TopicName, create_topics_request::CreatableTopic},
 };
 use requests::Sent;
-use runtime::planted;
 use runtime::{
     self as rt,
     sync::{self, Either, race},
 };
 use std::{rc::Rc, time::Duration};
+use types::planted;
 
 /// The crowd's own topic and group.
 const TOPIC: &str = "crowd";

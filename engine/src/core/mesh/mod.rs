@@ -19,7 +19,6 @@
 pub mod list;
 
 use list::{AskKind, AskList, NoticeList};
-use runtime::planted;
 use runtime::{
     QueueReceiver, QueueSender,
     sync::{Answer, Either, Flag, Notify, Promise, promise, race},
@@ -34,7 +33,7 @@ use std::{
     rc::Rc,
     task::{Context, Poll, Waker},
 };
-use types::CoreId;
+use types::{CoreId, planted};
 
 /// Messages that fit in one queue of the mesh.
 pub const QUEUE_MESSAGES: usize = 1024;

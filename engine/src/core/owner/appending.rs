@@ -6,13 +6,12 @@ use crate::{
 };
 use bytes::Bytes;
 use net::{errors::ErrorCode, records::batch::BatchHeader};
-use runtime::planted;
 use runtime::{
     clock,
     sync::{self, Either, Promise, promise, race},
 };
 use std::{rc::Rc, time::Duration};
-use types::GroupId;
+use types::{GroupId, planted};
 
 /// One batch on its way to the partition's owner.
 pub struct Item {

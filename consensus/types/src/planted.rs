@@ -40,10 +40,24 @@ pub enum Bug {
     RingRecycledTooEarly,
     /// Recovery accepts bytes left by an earlier lap of the ring as if this lap had written them.
     StaleLapAccepted,
+    /// The metadata leader's lease starts when the quorum's answer arrives, not when the question was sent.
+    LeaseFromReceipt,
+    /// A broker answers a linearizable read from its own view without asking the leader.
+    ReadUnasked,
+    /// A broker answers a read once it knows the leader's index, before its view shows that index.
+    ReadBeforeShown,
+    /// A broker answers a forwarded write once the leader has answered, before its own view shows the write.
+    WrittenBeforeShown,
+    /// A broker takes a read lease on the leader's answer, before its view shows the index in that answer.
+    LeaseBeforeShown,
+    /// A leader of the metadata that hands over keeps its lease.
+    LeaseKeptAtHandover,
 }
 
 impl Bug {
-    pub const ALL: [Bug; 17] = [
+    /// The bugs that a simulation of whole brokers detects. The simulation of the metadata group, in `consensus`,
+    /// detects the others.
+    pub const OF_BROKERS: [Bug; 17] = [
         Bug::AppendWithoutPayload,
         Bug::TruncatedTooFar,
         Bug::QuietGroupSleepsOn,

@@ -1,4 +1,7 @@
-//! Bugs that the simulation must be able to detect.
+//! Bugs that the simulation must be able to detect. Some are mistakes of a node, which the simulation drives itself.
+//! The others are planted in the metadata plane.
+
+use types::planted;
 
 /// A bug that can be planted, to show that the simulation detects it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,5 +40,34 @@ impl Bug {
     /// Whether the histories of clients alone must detect the bug. If so, reads are not checked against the log.
     pub(super) fn is_for_histories(self) -> bool {
         matches!(self, Bug::ReadUnasked | Bug::ReadBeforeShown | Bug::LeaseBeforeShown)
+    }
+
+    /// The same bug, if it is one of the metadata plane.
+    fn of_the_plane(self) -> Option<planted::Bug> {
+        Some(match self {
+            Bug::LeaseFromReceipt => planted::Bug::LeaseFromReceipt,
+            Bug::ReadUnasked => planted::Bug::ReadUnasked,
+            Bug::ReadBeforeShown => planted::Bug::ReadBeforeShown,
+            Bug::WrittenBeforeShown => planted::Bug::WrittenBeforeShown,
+            Bug::LeaseBeforeShown => planted::Bug::LeaseBeforeShown,
+            Bug::LeaseKeptAtHandover => planted::Bug::LeaseKeptAtHandover,
+            _ => return None,
+        })
+    }
+}
+
+/// A bug of the metadata plane, planted on this thread until this is dropped.
+pub(super) struct Planted;
+
+impl Planted {
+    pub(super) fn begin(bug: Option<Bug>) -> Self {
+        planted::plant(bug.and_then(Bug::of_the_plane));
+        Self
+    }
+}
+
+impl Drop for Planted {
+    fn drop(&mut self) {
+        planted::plant(None);
     }
 }
