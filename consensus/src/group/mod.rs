@@ -22,6 +22,8 @@ pub(crate) mod members;
 #[cfg(test)]
 mod peers_tests;
 mod rest;
+#[cfg(test)]
+mod script_tests;
 mod state;
 mod storage;
 #[cfg(test)]

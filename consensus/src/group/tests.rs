@@ -5,13 +5,13 @@ use types::{HardState, RaftIndex, Term, TermRun};
 
 /// One group's disk: it holds only what was persisted before the crash.
 #[derive(Default)]
-struct Disk {
+pub(super) struct Disk {
     hard_state: HardState,
     entries: Vec<Entry>,
 }
 
 impl Disk {
-    fn persist(&mut self, hard_state: HardState, entries: &[Entry]) {
+    pub(super) fn persist(&mut self, hard_state: HardState, entries: &[Entry]) {
         if let Some(first) = entries.first() {
             self.entries.retain(|entry| entry.index < first.index);
             self.entries.extend_from_slice(entries);
@@ -19,7 +19,7 @@ impl Disk {
         self.hard_state = hard_state;
     }
 
-    fn restore(&self, applied: u64) -> Restored {
+    pub(super) fn restore(&self, applied: u64) -> Restored {
         let mut terms: Vec<TermRun> = Vec::new();
         for entry in &self.entries {
             if terms.last().is_none_or(|run| run.term != entry.term) {

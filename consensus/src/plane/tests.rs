@@ -3,6 +3,7 @@
 
 mod forwarded;
 mod registrations;
+mod script;
 
 use crate::plane::*;
 use crate::{
@@ -36,6 +37,8 @@ struct World {
     nodes: Vec<Node>,
     now: Duration,
     wire: VecDeque<Wire>,
+    /// The messages between planes that have arrived, a line each, but for those that renew leases.
+    heard: Vec<String>,
     /// Cut paths: from and to, by node.
     cut: Vec<(i32, i32)>,
     /// Nothing becomes durable on this node.
@@ -72,6 +75,7 @@ impl World {
             nodes,
             now: Duration::from_secs(100),
             wire: VecDeque::new(),
+            heard: Vec::new(),
             cut: Vec::new(),
             slow_disk: None,
             room: usize::MAX,
@@ -114,6 +118,11 @@ impl World {
             };
             if self.cut.contains(&(from, to)) {
                 continue;
+            }
+            if let Wire::Plane(_, _, message) = &wire
+                && let Some(what) = script::described(message)
+            {
+                self.heard.push(format!("{from}>{to} {what}"));
             }
             let now = self.now;
             let node = self.node(to);

@@ -1,4 +1,6 @@
-//! Tools that tests of several crates share: an allocator that counts, and damaged inputs from a seed.
+//! Tools that tests of several crates share: an allocator that counts, damaged inputs from a seed, and scripts with
+//! their traces.
 
 pub mod allocations;
 pub mod damage;
+pub mod script;

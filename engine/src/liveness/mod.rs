@@ -25,6 +25,9 @@ use std::{
 };
 use types::{GroupId, META_CORE, Term, core_of, planted};
 
+#[cfg(test)]
+mod tests;
+
 /// One unit of the groups' timers, and the interval between beats.
 pub const TICK: Duration = Duration::from_millis(100);
 /// After this much silence a core counts as lost. The second, shorter limit applies when its broker is also

@@ -40,7 +40,7 @@ pub mod replica;
 pub mod retention;
 mod snapshots;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use appending::{Acks, Appended, Committed};
 pub use errors::PartitionError;

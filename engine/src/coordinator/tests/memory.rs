@@ -11,9 +11,9 @@ use net::{
     },
 };
 
-use super::held::held;
 use super::world::{AnyTopics, text};
 use crate::coordinator::{AppendId, Config, Context, Coordinator, GroupRequest, GroupResponse, Now, Output, Room};
+use testkit::allocations::held;
 
 /// Memory of a coordinator without groups.
 const EMPTY_BYTES: i64 = 4096;

@@ -1,6 +1,5 @@
 //! Scripts with their traces in `testdata`, tests of the log's format, and a random simulation.
 
-mod held;
 mod memory;
 mod records;
 mod rules;

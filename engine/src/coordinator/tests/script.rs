@@ -1,5 +1,4 @@
-//! Runs the scripts in `testdata`. Each command is followed by `----` and its expected trace. `REWRITE_TESTDATA=1`
-//! writes the traces anew, to be reviewed as a diff.
+//! Runs the scripts in `testdata`; [`testkit::script`] says how they look.
 //!
 //! `delete-topic t` and `make-topic t` change the metadata. Offsets in the log name the topics made this way by
 //! number (`of #1`).
@@ -7,7 +6,7 @@
 //! Member ids are random, so the trace calls them by prefix and order of appearance: `a-#1`. Appends wait for
 //! `committed` or `failed`, unless `auto` is set.
 
-use std::{collections::HashMap, fmt::Write, fs, path::Path};
+use std::{collections::HashMap, fmt::Write, path::Path};
 
 use bytes::Bytes;
 use net::{
@@ -25,56 +24,25 @@ use net::{
     records::record::Records,
 };
 
+use testkit::script;
+
 use super::world::{World, text};
 use crate::coordinator::{Config, Context, GroupRecord, GroupRequest, GroupResponse};
 
 #[test]
 fn scripts() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/coordinator/testdata");
-    let mut paths: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.sort();
-    assert!(paths.len() >= 10, "the scripts are there");
-    for path in paths {
-        let script = fs::read_to_string(&path).unwrap();
-        let walked = walk(&script);
-        if std::env::var_os("REWRITE_TESTDATA").is_some() {
-            fs::write(&path, walked).unwrap();
-        } else {
-            let differs = script.lines().zip(walked.lines()).position(|(want, got)| want != got);
-            let at = differs.unwrap_or(script.lines().count().min(walked.lines().count()));
-            let around = |text: &str| text.lines().skip(at.saturating_sub(8)).take(16).collect::<Vec<_>>().join("\n");
-            let name = path.file_name().unwrap().display();
-            let (want, got) = (around(&script), around(&walked));
-            assert!(script == walked, "{name} line {}:\n{want}\n\nbut it went:\n{got}", at + 1);
-        }
-    }
+    script::check(&folder, 10, Walker::default);
 }
 
-/// Runs a script and returns it with its actual traces.
-fn walk(script: &str) -> String {
-    let mut walker = Walker::default();
-    let mut out = String::new();
-    let mut in_trace = false;
-    for line in script.lines() {
-        if in_trace {
-            in_trace = !line.is_empty();
-            if !in_trace {
-                out.push('\n');
-            }
-        } else if line == "----" {
-            in_trace = true;
-            writeln!(out, "----\n{}", walker.take_trace()).unwrap();
-            out.truncate(out.trim_end().len());
-            out.push('\n');
-        } else {
-            writeln!(out, "{line}").unwrap();
-            if !line.is_empty() && !line.starts_with('#') {
-                walker.command(line);
-            }
-        }
+impl script::Walker for Walker {
+    fn command(&mut self, line: &str) {
+        self.run(line);
     }
-    assert!(walker.trace.is_empty(), "a script ends with a trace");
-    out
+
+    fn take_trace(&mut self) -> String {
+        std::mem::take(&mut self.trace)
+    }
 }
 
 struct Walker {
@@ -127,10 +95,6 @@ fn bytes(bytes: &Bytes) -> &str {
 }
 
 impl Walker {
-    fn take_trace(&mut self) -> String {
-        std::mem::take(&mut self.trace)
-    }
-
     /// Resolves an alias such as `a-#1` to the member id.
     fn id(&self, alias: &str) -> StrBytes {
         match alias.split_once('#') {
@@ -156,7 +120,7 @@ impl Walker {
         format!("{}#{}", &id[..at], number + 1)
     }
 
-    fn command(&mut self, line: &str) {
+    fn run(&mut self, line: &str) {
         let mut words = line.split_whitespace();
         let verb = words.next().unwrap();
         let words: Vec<&str> = words.collect();

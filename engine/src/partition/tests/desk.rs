@@ -6,6 +6,7 @@ use crate::{
         topic::{Inherited, TopicConfig},
     },
     host::disk::{Disk, Store},
+    liveness::{self, Groups},
     log_limit::LogLimit,
     metrics::CoreMetrics,
     on_core::OnCore,
@@ -43,7 +44,7 @@ use wal::{
 };
 
 pub const GROUP: GroupId = GroupId(1);
-const RING_BYTES: u64 = 8 << 20;
+const RING_BYTES: u64 = 16 << 20;
 /// More polls than an operation of the simulated disk takes.
 const POLLS: usize = 10_000;
 
@@ -60,8 +61,12 @@ pub struct Desk {
     partition_log: Rc<LogLimit>,
     stopping: Flag,
     partition: OnceCell<Rc<Partition>>,
-    /// The nodes that are alive.
+    /// The nodes that are alive, as the partition sees it.
     pub there: RefCell<BTreeSet<i32>>,
+    /// The cores that are alive, by their beats.
+    pub groups: Groups,
+    /// The nodes to which there are connections.
+    pub ways: RefCell<BTreeSet<i32>>,
     sent: RefCell<Vec<(u64, PeerMessage)>>,
     pub led: RefCell<Vec<Led>>,
     pub resigned: Cell<u32>,
@@ -85,6 +90,22 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     panic!("nothing gets done");
 }
 
+/// A store on a disk of its own.
+fn empty_store(node: i32) -> Store {
+    let disk = SimDisk::new(node as u64);
+    let dirs = StoreDirs::new(Path::new("/data"), 1, 0);
+    let config = StoreConfig {
+        ring_bytes: RING_BYTES,
+        ring: Some(RingConfig { ring_id: Some(7), ..RingConfig::of_bytes(RING_BYTES) }),
+        ..StoreConfig::default()
+    };
+    let (store, ..) = block_on(async {
+        disk.create_dir(Path::new("/data")).await.expect("a directory");
+        Store::open(Disk::Simulated(Rc::new(disk)), &dirs, 1, config).await.expect("it is empty")
+    });
+    store
+}
+
 /// The answer to an append, if it has come.
 pub fn answer_of(committed: &mut Committed) -> Option<Result<u64, PartitionError>> {
     match Pin::new(committed).poll(&mut Context::from_waker(Waker::noop())) {
@@ -96,17 +117,7 @@ pub fn answer_of(committed: &mut Committed) -> Option<Result<u64, PartitionError
 impl Machine {
     /// `nodes`: those with a replica, the preferred leader first. `configs`: what the topic sets.
     pub fn new(node: i32, nodes: &[i32], configs: &[(&str, &str)]) -> Self {
-        let disk = SimDisk::new(node as u64);
-        let dirs = StoreDirs::new(Path::new("/data"), 1, 0);
-        let store_config = StoreConfig {
-            ring_bytes: RING_BYTES,
-            ring: Some(RingConfig { ring_id: Some(7), ..RingConfig::of_bytes(RING_BYTES) }),
-            ..StoreConfig::default()
-        };
-        let (store, ..) = block_on(async {
-            disk.create_dir(Path::new("/data")).await.expect("a directory");
-            Store::open(Disk::Simulated(Rc::new(disk)), &dirs, 1, store_config).await.expect("it is empty")
-        });
+        let store = empty_store(node);
         let mut config = Config::default();
         config.node_id = node;
         let configs: BTreeMap<String, String> =
@@ -119,6 +130,7 @@ impl Machine {
             beside: descriptor::bytes_beside,
             holds: descriptor::check_entry,
             has_leases: false,
+            heartbeat_ticks: 2,
             // They stand for election one after the other.
             election_jitter: 3 * nodes.iter().position(|one| *one == node).expect("it has a replica"),
             ..GroupConfig::single(GROUP, peer_id(node, 1))
@@ -141,6 +153,8 @@ impl Machine {
             stopping: Flag::default(),
             partition: OnceCell::new(),
             there: RefCell::new(nodes.iter().copied().collect()),
+            groups: Groups::default(),
+            ways: RefCell::default(),
             sent: RefCell::default(),
             led: RefCell::default(),
             resigned: Cell::new(0),
@@ -322,6 +336,52 @@ impl Liveness for Desk {
 
     fn is_well(&self) -> bool {
         true
+    }
+}
+
+impl liveness::Host for Desk {
+    fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
+    fn cores_of(&self, _: i32) -> Option<u16> {
+        Some(1)
+    }
+
+    fn incarnation(&self) -> u64 {
+        1
+    }
+
+    fn knows_controller(&self) -> bool {
+        true
+    }
+
+    fn give_metadata_away(self: &Rc<Self>) {}
+
+    fn has_failed(&self) -> bool {
+        false
+    }
+
+    fn has_full_disk(&self) -> bool {
+        false
+    }
+
+    fn peers_ended(&self) -> &Flag {
+        &self.stopping
+    }
+
+    fn has_way_to(&self, node: i32) -> bool {
+        self.ways.borrow().contains(&node)
+    }
+
+    fn reached(&self) -> BTreeSet<u64> {
+        self.ways.borrow().iter().map(|node| peer_id(*node, 1)).collect()
+    }
+
+    fn send_to_all(&self, _: &PeerMessage) {}
+
+    fn partitions_that(&self, are: impl Fn(&Partition) -> bool) -> Vec<Rc<Partition>> {
+        self.partition.get().filter(|partition| are(partition)).cloned().into_iter().collect()
     }
 }
 

@@ -1,8 +1,9 @@
 //! One partition's replicas without a broker: what they append, answer, refuse and tell.
 
-mod desk;
+pub(crate) mod desk;
+mod script;
 
-use super::{Acks, Committed, FetchRead, PartitionError};
+use super::{Acks, Committed, FetchRead, Partition, PartitionError};
 use bytes::Bytes;
 use consensus::wire::PeerMessage;
 use desk::{Machine, answer_of, exchange};
@@ -131,6 +132,34 @@ fn too_few_replicas_in_sync_take_no_batch_with_acks_all() {
     assert!(append(&machines[0], Acks::Leader, None).is_ok());
     assert_eq!(machines[0].partition().in_sync(), Some(vec![1]));
     assert_eq!(machines[0].desk.led.borrow().last().map(|led| led.in_sync.clone()), Some(vec![1]));
+}
+
+#[test]
+fn appends_wait_while_8_mib_are_not_committed() {
+    let mut machines = three(&[]);
+    let leader = &machines[0];
+    // Nobody waits for replicas that are away.
+    leader.desk.there.borrow_mut().retain(|node| *node == 1);
+    let (large, header) = batch(900_000, None);
+    let has_room = |leader: &Machine| leader.partition().has_room(&leader.desk, large.len());
+    let mut waiting = Vec::new();
+    while has_room(leader) {
+        let appended = leader.partition().append(&leader.desk, large.clone(), &header, 2_000, Acks::All);
+        waiting.push(appended.expect("it leads"));
+    }
+    assert_eq!(waiting.len(), Partition::ROOM_BYTES / large.len());
+    machines[0].settle();
+    assert!(!has_room(&machines[0]), "its own disk alone commits nothing");
+    assert_eq!(machines[0].partition().unapplied_bytes(), waiting.len() * large.len());
+    machines[0].desk.there.borrow_mut().extend([2, 3]);
+    for _ in 0..10 {
+        let leader = &machines[0];
+        leader.partition().tick(&leader.desk, runtime::clock::now());
+        exchange(&mut machines, all);
+    }
+    assert!(has_room(&machines[0]));
+    let answers: Vec<_> = waiting.iter_mut().map(answer_of).collect();
+    assert_eq!(answers, (0..waiting.len() as u64).map(|offset| Some(Ok(offset))).collect::<Vec<_>>());
 }
 
 #[test]
