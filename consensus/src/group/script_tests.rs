@@ -48,7 +48,7 @@ struct Peer {
     disk: Disk,
     writing: VecDeque<Writing>,
     is_held: bool,
-    /// Whether it led, and its leader, when the trace last told it.
+    /// The state that the trace named last: whether this peer leads, and its leader.
     told: (bool, Option<u64>),
 }
 

@@ -22,7 +22,7 @@ fn scripts() {
     script::check(&folder, 5, Walker::begin);
 }
 
-/// What a message between planes says. `None`: it renews a lease.
+/// A message between planes, as the trace names it. Messages that renew a lease have no line.
 pub(super) fn described(message: &PlaneMessage) -> Option<String> {
     Some(match message {
         PlaneMessage::Forward { requests, acks, .. } => format!("Forward {} acks={acks:?}", requests.len()),
@@ -52,7 +52,7 @@ struct Walker {
     writes: BTreeMap<usize, (i32, Token)>,
     reads: BTreeMap<usize, (i32, Token)>,
     asked: usize,
-    /// Who led when the trace last told it.
+    /// The leader that the trace named last; 0 for none.
     led: i32,
     trace: String,
 }

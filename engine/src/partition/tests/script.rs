@@ -78,7 +78,6 @@ type Sent = (i32, i32, PeerMessage);
 /// The replicas of one partition, and what is on its way between them.
 struct Replicas {
     time: Rc<Stillness>,
-    timers: Rc<Timers>,
     machines: Vec<Machine>,
     under_way: Vec<Sent>,
     /// Appends without an answer, by number.
@@ -93,11 +92,9 @@ impl Replicas {
     fn begin() -> Self {
         let time = Rc::new(Stillness { now: Cell::new(Duration::from_secs(1_000)), tasks: RefCell::default() });
         backend::install(Some(time.clone()));
-        let timers = Timers::driven_by_hand();
-        timers.clone().install();
+        Timers::driven_by_hand().install();
         Self {
             time,
-            timers,
             machines: Vec::new(),
             under_way: Vec::new(),
             waiting: Vec::new(),
@@ -200,9 +197,6 @@ impl Replicas {
 
     fn tick(&mut self, nodes: &[&str]) {
         self.time.now.set(self.time.now.get() + Duration::from_millis(100));
-        while let Some(waker) = self.timers.take_due(self.time.now.get()) {
-            waker.wake();
-        }
         let ticks = |machine: &&Machine| nodes.is_empty() || nodes.contains(&machine.desk.node().to_string().as_str());
         for machine in self.machines.iter().filter(ticks) {
             machine.partition().tick(&machine.desk, self.time.now.get());
